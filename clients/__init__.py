@@ -1,0 +1,1 @@
+"""The device side of a round: message in, message out."""

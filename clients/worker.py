@@ -1,0 +1,132 @@
+"""One process that plays devices: it loads data and emulator once and serves all its devices.
+
+Nothing is reloaded per message. A device's state between messages is only what it holds on disk.
+"""
+
+import time
+
+import torch
+from flwr.app import Message
+
+from clients.cache import BlobCache
+from fl_app import wire
+from fl_app.data.examples import Examples
+from fl_app.data.source import load_file, require_columns
+from fl_app.finetune import LocalTuning, tune
+from fl_app.fomo.adapter import Adapter
+from fl_app.fomo.backbone import head_modules
+from fl_app.fomo.package import unpack
+from fl_app.material import Material, load_material, needed_columns
+from fl_app.schema import Config
+from fl_app.seeding import generator
+from fl_app.settings import columns_of, lora_spec
+from fl_app.tasks import Encoded, Task, build_task
+from fl_app.updates import subtract
+
+
+class EmulatorSession:
+    """An emulator in memory with its adapter and the data of the devices that used it."""
+
+    def __init__(self, blob: bytes, config: Config) -> None:
+        package = unpack(blob)
+        spec = lora_spec(config.peft)
+        self.adapter = Adapter(
+            package.model,
+            blocks=package.split.blocks,
+            tuned_blocks=package.split.outer if spec else (),
+            heads=head_modules(package.model, package.task),
+            spec=spec,
+            seed=config.seed,
+        )
+        self.task: Task = build_task(
+            package.task,
+            files=package.files,
+            labels=package.labels,
+            columns=columns_of(config.data),
+            max_length=config.model.max_length,
+            model_config=package.model.config,
+        )
+        self.encoded: dict[int, Encoded] = {}
+
+
+class EmulatorWorker:
+    """Handles the messages of emulator download.
+
+    Args:
+        config: the run's configuration.
+        cache: where this process's devices keep emulators.
+        local_path: file or folder with the device's own data; None for simulated devices, which
+            share the run's training data by partition.
+    """
+
+    def __init__(self, *, config: Config, cache: BlobCache, local_path: str | None) -> None:
+        self._config, self._cache, self._local_path = config, cache, local_path
+        self._material: Material | None = None
+        self._loaded: tuple[str, EmulatorSession] | None = None
+
+    def train(self, message: Message) -> Message:
+        """Tunes the received adapter on this device's data and answers with the update."""
+        torch.set_num_threads(1)  # more would change sums, and fight with the other workers
+        started = time.monotonic()
+        order = wire.read_order(message)
+        if order.emulator is not None:
+            self._cache.put(order.device, order.model_hash, order.emulator)
+        session = self._session(order.device, order.model_hash)
+        if session is None:
+            return wire.no_emulator_reply(message, order)
+        if order.device not in session.encoded:
+            session.encoded[order.device] = session.task.encode(self._examples(order.device))
+        encoded = session.encoded[order.device]
+        session.adapter.write(order.adapter)
+        loss, steps = tune(
+            session.adapter.model,
+            session.adapter.parameters,
+            session.task,
+            encoded,
+            self._tuning(order.proximal_mu),
+            generator(self._config.seed, "local", order.round, order.device),
+        )
+        return wire.update_reply(
+            message,
+            order,
+            update=subtract(session.adapter.read(), order.adapter),
+            layout_hash=session.adapter.layout_hash(),
+            num_examples=len(encoded),
+            loss=loss,
+            steps=steps,
+            seconds=time.monotonic() - started,
+        )
+
+    def _session(self, device: int, name: str) -> EmulatorSession | None:
+        if self._loaded is not None and self._loaded[0] == name and self._cache.has(device, name):
+            return self._loaded[1]
+        blob = self._cache.get(device, name)
+        if blob is None:
+            return None
+        self._loaded = None  # free the old emulator before the new one is built
+        session = EmulatorSession(blob, self._config)
+        self._loaded = name, session
+        return session
+
+    def _examples(self, device: int) -> Examples:
+        if self._local_path is not None:
+            examples = load_file(self._local_path, key="node-config data-path")
+            require_columns(examples, needed_columns(self._config))
+            return examples
+        if self._material is None:
+            self._material = load_material(self._config)
+        return self._material.of_device(device)
+
+    def _tuning(self, proximal_mu: float) -> LocalTuning:
+        finetune = self._config.finetune
+        return LocalTuning(
+            epochs=finetune.epochs,
+            max_steps=finetune.max_steps,
+            batch_size=finetune.batch_size,
+            lr=finetune.lr,
+            head_lr=finetune.head_lr,
+            weight_decay=finetune.weight_decay,
+            clip_norm=finetune.clip_norm,
+            proximal_mu=proximal_mu,
+        )
+

@@ -1,0 +1,141 @@
+"""Turns override strings into a checked ``Config``; the only core module that knows Hydra.
+
+Server and devices compose the same configuration from the same string, which Flower hands to both
+as the run-config value ``overrides``. ``conf/`` is found from this file, never from the working
+directory, because Flower runs the code from its own copy.
+"""
+
+import dataclasses
+import re
+import shlex
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_app import schema
+from fl_app.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+GROUPS: dict[str, dict[str, type]] = {
+    "model": {
+        "minilm": schema.MinilmModel,
+        "local": schema.LocalModel,
+        "hub": schema.HubModel,
+    },
+    "peft": {"lora": schema.LoraConfig, "head": schema.HeadConfig},
+    "data": {
+        "embedded": schema.EmbeddedData,
+        "local": schema.LocalData,
+        "hub": schema.HubData,
+    },
+    "strategy": {"emulator_download": schema.EmulatorDownloadStrategy},
+    "channel": {"ideal": schema.IdealChannel},
+    "prompt": {"none": schema.NoPrompt},
+    "federation": {
+        "simulation": schema.SimulationFederation,
+        "edge": schema.EdgeFederation,
+    },
+}
+
+
+def register_schemas() -> None:
+    """Makes the dataclasses known to Hydra; each YAML starts from its own."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=schema.Config)
+    for group, members in GROUPS.items():
+        for name, node in members.items():
+            store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def load_config(overrides: str = "") -> schema.Config:
+    """Composes and checks one configuration.
+
+    Args:
+        overrides: Hydra overrides separated by spaces, shell quoting allowed, for example
+            ``"strategy.num_rounds=4 peft.rank=2"``.
+
+    Returns:
+        Plain dataclasses; treat them as read-only, the object is shared by all callers.
+
+    Raises:
+        ConfigError: an unknown key or choice, a wrong type, a value out of range, or an override
+            that adds or deletes a key.
+    """
+    return _load(overrides)
+
+
+@lru_cache(maxsize=16)
+def _load(overrides: str) -> schema.Config:
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        raise ConfigError(f"overrides={overrides!r}: {error}; check the quotes") from error
+    for word in words:
+        if word.startswith(("+", "~")):
+            raise ConfigError(
+                f"override '{word}' adds or deletes a key; every option exists already, "
+                f"so write it as '{word.lstrip('+~')}' with one of the keys: {', '.join(_keys())}"
+            )
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = compose("config", overrides=words)
+        config: Any = OmegaConf.to_object(composed)
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    checked: schema.Config = config
+    return checked
+
+
+def to_dict(config: schema.Config) -> dict[str, Any]:
+    """Returns the configuration as plain containers, ready for JSON or YAML."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: schema.Config) -> str:
+    """Returns the configuration as YAML."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def choices(group: str) -> list[str]:
+    """Returns the choices of a group, as ``conf/`` offers them."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _keys() -> list[str]:
+    return [field.name for field in dataclasses.fields(schema.Config)]
+
+
+def _explain(error: Exception, overrides: str) -> str:
+    """Keeps Hydra's own text, which lists options, and adds the keys that exist there.
+
+    Hydra advises to append unknown keys with ``+``, which is refused here; that line is dropped.
+    """
+    text = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause).strip() not in text:
+        text = f"{text}: {str(cause).strip()}"
+    text = re.sub(r"\s*To append to your config use [^\n]*: (?=Key )", " ", text)
+    found = re.search(r"Key '[^']+' not in '(\w+)'", text)
+    node = getattr(schema, found[1]) if found else schema.Config
+    keys = ", ".join(field.name for field in dataclasses.fields(node))
+    groups = "; ".join(f"{group}={'|'.join(choices(group))}" for group in [*GROUPS, "experiment"])
+    return (
+        f"cannot compose the configuration from overrides={overrides!r}: {text}\n"
+        f"Keys of {node.__name__}: {keys}. Choices: {groups}. "
+        "Options with their ranges are listed in fl_app/schema.py."
+    )

@@ -1,0 +1,121 @@
+"""One device's local fine-tuning: a plain loop that knows no Flower and no emulator."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_app.errors import ModelError
+from fl_app.tasks import Encoded, Task
+
+_BATCHES_PER_POOL = 8
+"""Batches of like length are cut from pools of this many batches, so that chance stays in."""
+
+
+@dataclass(frozen=True)
+class LocalTuning:
+    """Settings of local fine-tuning.
+
+    Attributes:
+        epochs: passes over the device's data, >= 1.
+        max_steps: at most this many steps, None for no limit.
+        batch_size: examples per local step.
+        lr: AdamW learning rate of the LoRA factors.
+        head_lr: AdamW learning rate of the task head.
+        weight_decay: AdamW's decoupled weight decay.
+        clip_norm: gradients are scaled down to this norm.
+        proximal_mu: FedProx (Li et al. 2020, arXiv:1812.06127) adds mu/2 ||w - w_received||^2.
+    """
+
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    lr: float
+    head_lr: float
+    weight_decay: float
+    clip_norm: float
+    proximal_mu: float
+
+
+def local_batches(
+    encoded: Encoded, *, batch_size: int, epochs: int, rng: np.random.Generator
+) -> Iterator[list[int]]:
+    """Yields index lists: each epoch sees every example once, batched by like length.
+
+    Args:
+        encoded: the device's examples.
+        batch_size: examples per batch; the last of a pool may be smaller.
+        epochs: passes over the data.
+        rng: the only source of randomness.
+    """
+    pool_size = batch_size * _BATCHES_PER_POOL
+    for _ in range(epochs):
+        order = rng.permutation(len(encoded))
+        batches = []
+        for start in range(0, len(order), pool_size):
+            pool = order[start : start + pool_size]
+            pool = pool[np.argsort(encoded.lengths[pool], kind="stable")]
+            batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        for i in rng.permutation(len(batches)):
+            yield [int(index) for index in batches[i]]
+
+
+def tune(
+    model: Any,
+    parameters: Mapping[str, nn.Parameter],
+    task: Task,
+    encoded: Encoded,
+    settings: LocalTuning,
+    rng: np.random.Generator,
+) -> tuple[float, int]:
+    """Tunes the parameters in place.
+
+    Args:
+        model: the (wrapped) model the parameters belong to, in ``eval`` mode.
+        parameters: tunable parameters by name; LoRA factors have ``lora_`` in theirs.
+        task: gives batches and the loss.
+        encoded: the device's examples, at least one.
+        settings: learning rates and lengths.
+        rng: orders the examples.
+
+    Returns:
+        (mean loss over the steps, number of steps).
+
+    Raises:
+        ModelError: a loss is not finite.
+    """
+    lora = [p for name, p in parameters.items() if ".lora_" in name]
+    head = [p for name, p in parameters.items() if ".lora_" not in name]
+    groups = [{"params": lora, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    optimiser = torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=settings.weight_decay
+    )
+    received = [p.detach().clone() for p in parameters.values()]
+    losses: list[float] = []
+    batches = local_batches(
+        encoded, batch_size=settings.batch_size, epochs=settings.epochs, rng=rng
+    )
+    for indices in batches:
+        if settings.max_steps is not None and len(losses) >= settings.max_steps:
+            break
+        loss = task.loss(model, task.batch(encoded, indices))
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss is {loss.item()} at local step {len(losses) + 1}; lower finetune.lr="
+                f"{settings.lr} or finetune.head_lr={settings.head_lr}"
+            )
+        losses.append(float(loss.detach()))
+        if settings.proximal_mu > 0.0:
+            pulls = [
+                ((p - start) ** 2).sum()
+                for p, start in zip(parameters.values(), received, strict=True)
+            ]
+            loss = loss + settings.proximal_mu / 2 * torch.stack(pulls).sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
+        optimiser.step()
+    return float(np.mean(losses)), len(losses)

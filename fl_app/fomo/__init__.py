@@ -1,0 +1,1 @@
+"""Foundation models (FoMos): block access, loading, adapters, emulators."""

@@ -1,0 +1,182 @@
+"""The adapter: LoRA factors in chosen blocks plus the task head, read and written by name.
+
+PEFT makes the layers; this module only says where they go, draws their starting values from a
+named stream, and names their parameters as PEFT names them in a saved adapter. The names are those
+of the *full* model on server and device alike, so an adapter tuned on an emulator plugs in as is.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+
+from fl_app.errors import ModelError
+from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
+from fl_app.seeding import generator
+from fl_app.updates import Update
+
+_PEFT_LEAD = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What LoRA adds (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A.
+
+    Attributes:
+        rank: r >= 1 of every adapted map.
+        alpha: numerator of the scale alpha / rank.
+        targets: names of the adapted maps inside a block; empty takes the family's default.
+        train_a: whether A is tuned too. Frozen, equal A on all devices make averaging B exact.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    train_a: bool
+
+
+class Adapter:
+    """The tunable parameters of one model, by their names in the full model.
+
+    Args:
+        model: a frozen full model or emulator; PEFT wraps it in place.
+        blocks: indices, in the full model, of the model's blocks in order.
+        tuned_blocks: indices, in the full model, of the blocks that get LoRA.
+        heads: names of head modules tuned in full.
+        spec: the LoRA layers; None tunes the head alone.
+        seed: seeds A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
+
+    Raises:
+        ModelError: nothing would be tuned, or no map has one of the target names.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        blocks: Sequence[int],
+        tuned_blocks: Sequence[int],
+        heads: Sequence[str],
+        spec: LoraSpec | None,
+        seed: int,
+    ) -> None:
+        self._stacks = stack_paths(model)
+        self._to_full = dict(enumerate(blocks))
+        if spec is not None:
+            self.model = self._wrap(model, set(tuned_blocks), heads, spec)
+        else:
+            self.model = _HeadOnly(model, heads)
+        self._tuned: dict[str, nn.Parameter] = {}
+        for name, parameter in self.model.named_parameters():
+            canonical = self._canonical(name)
+            if ".lora_A." in name:
+                _draw_a(parameter, seed, canonical)
+                parameter.requires_grad_(spec is not None and spec.train_a)
+            if parameter.requires_grad:
+                self._tuned[canonical] = parameter
+        if not self._tuned:
+            raise ModelError("nothing to tune: peft=head needs a task with a head, choose peft=lora")
+        self._tuned = dict(sorted(self._tuned.items()))
+
+    def _wrap(self, model: Any, tuned: set[int], heads: Sequence[str], spec: LoraSpec) -> Any:
+        targets = spec.targets or family_of(model.config).targets
+        modules = [
+            name
+            for name, _ in model.named_modules()
+            if (place := block_of(name, self._stacks)) is not None
+            and self._to_full[place[1]] in tuned
+            and name.rsplit(".", 1)[-1] in targets
+        ]
+        if not modules:
+            raise ModelError(
+                f"peft.targets={list(targets)} names no map in the tuned blocks {sorted(tuned)} "
+                f"of a {model.config.model_type} model"
+            )
+        config = peft.LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides, floats are fine
+            target_modules=modules,
+            modules_to_save=list(heads) or None,
+            task_type=None,
+        )
+        with warnings.catch_warnings():
+            # GPT-2's fused projection is a transposed map; PEFT notices and says so each time.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            return peft.get_peft_model(model, config)
+
+    def _canonical(self, name: str) -> str:
+        plain = name.removeprefix(_PEFT_LEAD)
+        plain = plain.replace(".modules_to_save.default", "").replace(".default", "")
+        if ".original_module" in plain:
+            return name
+        return _PEFT_LEAD + renumber(plain, self._stacks, self._to_full)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The tunable parameters by canonical name, sorted."""
+        return dict(self._tuned)
+
+    def read(self) -> Update:
+        """Returns a float32 copy of the tunable parameters."""
+        return {name: p.detach().numpy().copy() for name, p in self._tuned.items()}
+
+    def write(self, arrays: Update) -> None:
+        """Sets the tunable parameters.
+
+        Raises:
+            ModelError: names or shapes differ from this adapter's.
+        """
+        wanted = {name: tuple(p.shape) for name, p in self._tuned.items()}
+        given = {name: array.shape for name, array in arrays.items()}
+        if wanted != given:
+            differing = sorted(set(wanted.items()) ^ set(given.items()))[:4]
+            raise ModelError(f"adapter does not fit the model; first differences: {differing}")
+        with torch.no_grad():
+            for name, parameter in self._tuned.items():
+                parameter.copy_(torch.from_numpy(arrays[name]))
+
+    def layout_hash(self) -> str:
+        """Returns the SHA-256 of names, shapes and dtypes: equal on devices that fit together."""
+        layout = [(name, list(p.shape), "float32") for name, p in self._tuned.items()]
+        return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Saves in Hugging Face PEFT format, for ``peft.PeftModel.from_pretrained``.
+
+        Raises:
+            ModelError: only a head was tuned, which is no PEFT adapter.
+        """
+        if isinstance(self.model, _HeadOnly):
+            raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
+        self.model.save_pretrained(folder)
+
+
+class _HeadOnly(nn.Module):
+    """A model of which only the head is tuned, named like PEFT's wrapping."""
+
+    def __init__(self, model: Any, heads: Sequence[str]) -> None:
+        super().__init__()
+        self.base_model = nn.Module()
+        self.base_model.model = model
+        self.config = model.config
+        for head in heads:
+            model.get_submodule(head).requires_grad_(True)  # in place; no PEFT layer is needed
+
+    def forward(self, **inputs: Any) -> Any:
+        """Runs the model."""
+        return self.base_model.model(**inputs)
+
+
+def _draw_a(parameter: nn.Parameter, seed: int, name: str) -> None:
+    bound = 1.0 / np.sqrt(parameter.shape[1])
+    draw = generator(seed, "lora_A", name).uniform(-bound, bound, parameter.shape)
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(draw.astype(np.float32)))

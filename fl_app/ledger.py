@@ -1,0 +1,151 @@
+"""The ledger: every send of a run is booked here, so that traffic is counted and never estimated.
+
+The ledger knows no message format. Whoever sends books the length of what was really serialised;
+the report only adds up. Byte totals are integers and therefore the same whatever the order of the
+bookings; measured seconds are kept apart, so that two runs of one seed have equal ledgers.
+"""
+
+import math
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from fl_app.errors import RunError
+
+Link = Literal["downlink", "uplink"]
+What = Literal["adapter", "emulator", "update", "control"]
+
+# A later link or kind of payload is one more entry here and nothing else.
+PAYLOADS: Mapping[str, tuple[What, ...]] = MappingProxyType(
+    {
+        "downlink": ("adapter", "emulator", "control"),
+        "uplink": ("update", "control"),
+    }
+)
+
+
+class _Entry(NamedTuple):
+    """What one counter is kept for."""
+
+    round: int
+    device: int
+    link: str
+    what: str
+
+
+class Ledger:
+    """Byte and time account of one run.
+
+    Devices are named by their stable partition index (or any other non-negative integer the
+    caller uses throughout).
+    """
+
+    def __init__(self) -> None:
+        """Starts with nothing booked."""
+        self._bytes: Counter[_Entry] = Counter()
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+
+    def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
+        """Books one send.
+
+        Args:
+            round: server round, >= 0 (0 is what happens before the first round).
+            device: receiver of a downlink or sender of an uplink, >= 0.
+            link: "downlink" (server to device) or "uplink" (device to server).
+            what: kind of payload; which kinds a link carries is listed in ``PAYLOADS``.
+            num_bytes: length of the serialised payload in bytes, >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        if link not in PAYLOADS:
+            raise RunError(f"ledger link={link!r} is unknown; choose one of {', '.join(PAYLOADS)}")
+        if what not in PAYLOADS[link]:
+            raise RunError(
+                f"ledger what={what!r} does not travel on the {link}; "
+                f"choose one of {', '.join(PAYLOADS[link])}"
+            )
+        entry = _Entry(_count("round", round), _count("device", device), link, what)
+        self._bytes[entry] += _count("num_bytes", num_bytes)
+
+    def book_seconds(self, *, round: int, device: int, phase: str, seconds: float) -> None:
+        """Books how long a device (or the server on its behalf) spent in one phase.
+
+        Args:
+            round: server round, >= 0.
+            device: the device that was busy, >= 0.
+            phase: short name, for example "fit" or "evaluate".
+            seconds: measured wall-clock seconds, finite and >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        _count("round", round)
+        _count("device", device)
+        if not phase:
+            raise RunError("ledger phase='' is empty; name the phase, for example 'fit'")
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise RunError(f"ledger seconds={seconds!r} must be finite and >= 0; measure again")
+        self._seconds[phase].append(float(seconds))
+
+    def total_bytes(
+        self,
+        *,
+        round: int | None = None,
+        device: int | None = None,
+        link: Link | None = None,
+        what: What | None = None,
+    ) -> int:
+        """Returns the bytes booked under all given conditions (None: any)."""
+        wanted = (round, device, link, what)
+        return sum(
+            num_bytes
+            for entry, num_bytes in self._bytes.items()
+            if all(want is None or want == have for want, have in zip(wanted, entry, strict=True))
+        )
+
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Returns the device seconds per phase, summed over devices and rounds.
+
+        The sum is exact before rounding (``math.fsum``), hence free of the booking order.
+        """
+        return {phase: math.fsum(self._seconds[phase]) for phase in sorted(self._seconds)}
+
+    def as_dict(self) -> dict[str, int | list[dict[str, int]]]:
+        """Returns the byte totals for ``result.json``.
+
+        Returns:
+            ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
+            and ``adapter_downlink_bytes``; ``control_bytes`` of both links; and ``per_round``, one
+            row with ``round``, ``uplink_bytes``, ``downlink_bytes`` and ``emulator_bytes`` for
+            every round with a booking, in ascending order.
+        """
+        return {
+            "uplink_bytes": self.total_bytes(link="uplink"),
+            "downlink_bytes": self.total_bytes(link="downlink"),
+            "emulator_bytes": self.total_bytes(what="emulator"),
+            "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
+            "control_bytes": self.total_bytes(what="control"),
+            "per_round": [
+                {
+                    "round": number,
+                    "uplink_bytes": self.total_bytes(round=number, link="uplink"),
+                    "downlink_bytes": self.total_bytes(round=number, link="downlink"),
+                    "emulator_bytes": self.total_bytes(round=number, what="emulator"),
+                }
+                for number in sorted({entry.round for entry in self._bytes})
+            ],
+        }
+
+
+def _count(field: str, value: int) -> int:
+    """Returns ``value`` as a plain int >= 0 (NumPy integers are welcome, floats are not)."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise RunError(f"ledger {field}={value!r} must be an integer >= 0; pass a count") from None
+    if number < 0:
+        raise RunError(f"ledger {field}={number} must be >= 0; pass a count")
+    return number

@@ -1,0 +1,284 @@
+"""The self-contained ``report.html``: inline style, embedded images, no scripts, no links.
+
+Every text that is not written in this module passes through ``html.escape`` in one of the three
+small builders at the end, so that a configuration value can never become markup.
+"""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from fl_app.report.style import CSS
+from fl_app.report.text import (
+    LADDER,
+    direction,
+    format_difference,
+    format_score,
+    human_bytes,
+    human_seconds,
+    summary,
+)
+from fl_app.result import RoundRecord, RunResult
+
+_INTRODUCTION = (
+    "A foundation model (FoMo) is often too large, or too valuable, to hand to every device, and "
+    "the data on the devices are private. So the server sends each device an emulator: the first "
+    "and last blocks of the model as they are and a compressed stand-in for the blocks between. "
+    "Each device tunes a small adapter against the emulator on its own data and uploads only the "
+    "change. The server averages the changes of all devices, round by round, and plugs the adapter "
+    "into the full model, which no device ever held."
+)
+_NAMES = {
+    "name": "model",
+    "num_parameters": "parameters",
+    "num_blocks": "blocks",
+    "plug_in": "plug-in",
+}
+_ALT = {
+    "ladder.png": "Bar chart of the five figures in the table above",
+    "curves.png": "Line chart of the metric after every round, beside the reference runs",
+    "traffic.png": "Stacked bars of the bytes sent in every round",
+    "devices.png": "Grid of rounds and devices: who took part, who was dropped and why",
+}
+
+
+def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
+    """Returns the report as one HTML document.
+
+    Args:
+        result: an ok or a failed result.
+        plots: file name (``ladder.png`` and so on) to PNG bytes; missing ones are left out.
+    """
+    images = {name: _image(name, content) for name, content in plots.items()}
+    title = "Device-edge fine-tuning with an emulator"
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            '<head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{title}: {escape(_short_verdict(result))}</title>",
+            f"<style>{CSS}</style></head>",
+            "<body>",
+            f"<h1>{title}</h1>",
+            *_banner(result),
+            f"<p>{_INTRODUCTION}</p>",
+            *_facts(result),
+            *_ladder(result),
+            images.get("ladder.png", ""),
+            images.get("curves.png", ""),
+            *_traffic(result),
+            images.get("traffic.png", ""),
+            *_rounds(result),
+            images.get("devices.png", ""),
+            *_provenance(result),
+            "</body></html>",
+            "",
+        ]
+    )
+
+
+def _short_verdict(result: RunResult) -> str:
+    if result.verdict == "failed":
+        return "failed"
+    return f"{result.metric.name} {format_score(result.metric, result.final['plug_in'])}"
+
+
+def _banner(result: RunResult) -> Iterator[str]:
+    """The verdict and, in words, what the figures say."""
+    if result.reason is not None:
+        yield f'<p class="verdict failed"><strong>Failed.</strong> {escape(result.reason)}</p>'
+        return
+    headline, *comparisons = summary(result) or ["The run reached its end."]
+    yield f'<div class="verdict ok"><strong>Ok.</strong> {escape(headline)}'
+    if comparisons:
+        items = "".join(f"<li>{escape(words)}</li>" for words in comparisons)
+        yield f"<ul>{items}</ul>"
+    yield "</div>"
+
+
+def _facts(result: RunResult) -> Iterator[str]:
+    """A strip of small facts: the model, the seed, the time."""
+    facts = {_NAMES.get(key, _spaced(key)): value for key, value in result.model.items()}
+    facts |= {"seed": str(result.seed), "time": human_seconds(result.seconds)}
+    yield '<dl class="facts">'
+    for name, value in facts.items():
+        yield f"<div><dt>{escape(name)}</dt><dd>{escape(_show_fact(value))}</dd></div>"
+    yield "</dl>"
+
+
+def _ladder(result: RunResult) -> Iterator[str]:
+    """The five figures."""
+    metric, final = result.metric, result.final
+    yield "<h2>What came out</h2>"
+    rows = [
+        [
+            rung.label,
+            format_score(metric, final[rung.key]),
+            ""
+            if rung.key == "frozen"
+            else format_difference(metric, final["frozen"], final[rung.key]),
+        ]
+        for rung in LADDER
+    ]
+    heads = ["", f"{metric.name} ({direction(metric)})", "better than (a) by"]
+    main = [rung.key for rung in LADDER].index("plug_in")
+    yield _table(heads, rows, numbers=(1, 2), main=main)
+
+
+def _traffic(result: RunResult) -> Iterator[str]:
+    """Bytes of the whole run, for people and exactly."""
+    ledger = result.ledger
+    words = {
+        "downlink_bytes": "downlink (server to devices)",
+        "emulator_bytes": "of these: emulator, once per device",
+        "adapter_downlink_bytes": "of these: adapters, every round",
+        "uplink_bytes": "uplink (devices to server)",
+        "control_bytes": "control messages, part of both",
+    }
+    rows = [
+        [text, human_bytes(ledger[key]), f"{ledger[key]:,}"]
+        for key, text in words.items()
+        if key in ledger
+    ]
+    yield "<h2>What was sent</h2>"
+    yield _table(["all devices together", "size", "bytes"], rows, numbers=(1, 2))
+
+
+def _rounds(result: RunResult) -> Iterator[str]:
+    """Metrics and dropped devices of every round."""
+    if not result.rounds:
+        return
+    names = list(dict.fromkeys(name for record in result.rounds for name in record.metrics))
+    yield "<h2>Round by round</h2>"
+    heads = [
+        "round",
+        *(_NAMES.get(name, _spaced(name)) for name in names),
+        "devices",
+        "time",
+        "dropped",
+    ]
+    rows = [
+        [
+            str(record.round),
+            *(_round_metric(result, record, name) for name in names),
+            str(len(record.devices)),
+            human_seconds(record.seconds),
+            _dropped(record),
+        ]
+        for record in result.rounds
+    ]
+    yield _table(heads, rows, numbers=range(len(heads) - 1))
+
+
+def _round_metric(result: RunResult, record: RoundRecord, name: str) -> str:
+    """One value of a round; only those named like a rung are the run's metric."""
+    value = record.metrics.get(name)
+    if value is None:
+        return ""
+    is_score = any(rung.key == name for rung in LADDER)
+    return format_score(result.metric, value) if is_score else f"{value:.4g}"
+
+
+def _dropped(record: RoundRecord) -> str:
+    return "; ".join(
+        f"{reason}: {', '.join(map(str, devices))}"
+        for reason, devices in sorted(record.dropped.items())
+        if devices
+    )
+
+
+def _provenance(result: RunResult) -> Iterator[str]:
+    """All that is needed to run it again."""
+    yield "<h2>How it was made</h2>"
+    yield (
+        '<p class="note">The names on the left are the override keys; the same seed and the same '
+        "configuration give the same figures.</p>"
+    )
+    yield _details("Configuration", list(_flat(result.config)))
+    yield _details("Versions", sorted(result.versions.items()))
+    yield _details("Time per phase", [(k, human_seconds(v)) for k, v in result.timings.items()])
+    if result.adapter_sha256 is not None:
+        yield f'<p class="note">Adapter SHA-256: <code>{escape(result.adapter_sha256)}</code></p>'
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields dotted key and value, as an override would name them."""
+    for key, value in config.items():
+        match value:
+            case Mapping() if value:
+                yield from _flat(value, f"{prefix}{key}.")
+            case _:
+                yield f"{prefix}{key}", _show(value)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _show_fact(value: object) -> str:
+    """Returns a fact for reading; unlike in the configuration, large counts are grouped."""
+    match value:
+        case int() if value >= 10_000:
+            return f"{value:,}"
+    return _show(value)
+
+
+def _show(value: object) -> str:
+    """Returns a value as a person would type it."""
+    match value:
+        case bool() | None:
+            return json.dumps(value)
+        case list() | tuple():
+            return f"[{', '.join(map(_show, value))}]"
+    return str(value)
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[int],
+    main: int | None = None,
+) -> str:
+    """Returns a table; escapes every cell.
+
+    Args:
+        heads: column names.
+        rows: cells.
+        numbers: columns that are set flush right.
+        main: the row to stress, if any.
+    """
+    kinds = [' class="number"' if column in numbers else "" for column in range(len(heads))]
+    lines = ["".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kinds, heads, strict=True))]
+    lines += [
+        "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(kinds, r, strict=True)) for r in rows
+    ]
+    stress = [
+        ' class="main"' if main is not None and i == main + 1 else "" for i in range(len(lines))
+    ]
+    body = "\n".join(f"<tr{s}>{line}</tr>" for s, line in zip(stress, lines, strict=True))
+    return f'<div class="wide"><table>\n{body}\n</table></div>'
+
+
+def _details(title: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Returns a collapsible table of names and values; escapes both. Empty without pairs."""
+    if not pairs:
+        return ""
+    rows = "\n".join(
+        f'<tr><td><code>{escape(name)}</code></td><td class="value">{escape(value)}</td></tr>'
+        for name, value in pairs
+    )
+    return (
+        f"<details><summary>{escape(title)}</summary>"
+        f'<div class="wide"><table>\n{rows}\n</table></div></details>'
+    )
+
+
+def _image(name: str, content: bytes) -> str:
+    """Returns a figure with the plot embedded."""
+    data = base64.b64encode(content).decode("ascii")
+    alt = escape(_ALT.get(name, name))
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'

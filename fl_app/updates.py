@@ -1,0 +1,46 @@
+"""Named float32 arrays: what devices upload and the server combines. NumPy only."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Update = dict[str, NDArray[np.float32]]
+"""Arrays by parameter name. An *update* proper is tuned minus received adapter."""
+
+
+def add(left: Mapping[str, NDArray[np.float32]], right: Mapping[str, NDArray[np.float32]]) -> Update:
+    """Returns ``left + right``, name by name; inputs are not changed."""
+    return {name: left[name] + right[name] for name in left}
+
+
+def subtract(
+    left: Mapping[str, NDArray[np.float32]], right: Mapping[str, NDArray[np.float32]]
+) -> Update:
+    """Returns ``left - right``, name by name; inputs are not changed."""
+    return {name: left[name] - right[name] for name in left}
+
+
+def is_finite(update: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Tells whether no entry is NaN or infinite."""
+    return all(bool(np.isfinite(array).all()) for array in update.values())
+
+
+def num_reals(update: Mapping[str, NDArray[np.float32]]) -> int:
+    """Returns the number of reals q of an update."""
+    return sum(array.size for array in update.values())
+
+
+def stack(rows: Sequence[Mapping[str, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """Returns updates as rows [num_updates, num_params], arrays in the order of their names."""
+    return np.stack([np.concatenate([row[name].ravel() for name in sorted(row)]) for row in rows])
+
+
+def unstack(
+    row: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]
+) -> Update:
+    """Inverts one row of ``stack``; ``like`` gives names and shapes."""
+    names = sorted(like)
+    ends = np.cumsum([like[name].size for name in names])
+    parts = np.split(row, ends[:-1])
+    return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}

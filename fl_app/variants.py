@@ -1,0 +1,67 @@
+"""The comparison runs, each as a small change of a run's own configuration.
+
+They answer what a federation by emulator download is worth: the same federation with the head
+alone, the same with the full model on every device, and one device that holds all data.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from fl_app.errors import ConfigError
+from fl_app.schema import Config, EmulatorConfig, HeadConfig
+
+REFERENCES = ("frozen", "federated_full", "centralised")
+
+
+def as_reference(config: Config, name: str) -> Config:
+    """Returns the configuration of a comparison run; ``config`` is not changed.
+
+    Args:
+        config: a run's configuration.
+        name: one of ``REFERENCES``, or "" for the run itself.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    match name:
+        case "":
+            return config
+        case "frozen":
+            return dataclasses.replace(_full_model(config), peft=HeadConfig())
+        case "federated_full":
+            return _full_model(config)
+        case "centralised":
+            return _one_device(_full_model(config))
+        case _:
+            raise ConfigError(f"reference {name!r} is unknown; choose one of {list(REFERENCES)}")
+
+
+def _full_model(config: Config) -> Config:
+    """Every device holds the whole model, exactly; the adapter stays in the same blocks."""
+    strategy: Any = config.strategy
+    whole = EmulatorConfig(
+        left=strategy.emulator.left, middle=-1, right=strategy.emulator.right, wire_dtype="float32"
+    )
+    return dataclasses.replace(config, strategy=dataclasses.replace(strategy, emulator=whole))
+
+
+def _one_device(config: Config) -> Config:
+    """One device with all training data, and as many local steps as the federation makes."""
+    federation, finetune = config.federation, config.finetune
+    drawn = federation.devices_per_round or federation.num_devices
+    rounds = config.strategy.num_rounds
+    steps = finetune.max_steps
+    return dataclasses.replace(
+        config,
+        strategy=dataclasses.replace(config.strategy, num_rounds=1),
+        federation=dataclasses.replace(federation, num_devices=1, devices_per_round=None),
+        data=dataclasses.replace(
+            config.data, partition=dataclasses.replace(config.data.partition, kind="iid")
+        ),
+        finetune=dataclasses.replace(
+            finetune,
+            epochs=math.ceil(finetune.epochs * rounds * drawn / federation.num_devices),
+            max_steps=None if steps is None else steps * rounds * drawn,
+        ),
+    )

@@ -1,0 +1,287 @@
+"""Flower records to domain types and back; every record name and key is a constant here.
+
+An adapter or update travels as one safetensors blob in one Flower ``Array``: no pickle, one header
+instead of one per tensor, and the bytes booked are the bytes sent.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fl_app.errors import WireError
+from fl_app.updates import Update, is_finite
+
+ADAPTER, UPDATE, EMULATOR = "adapter", "update", "emulator"
+CONFIG, METRICS = "config", "metrics"
+BLOB = "blob"
+
+ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
+MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
+NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
+STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
+PARTITION, HELD = "partition", "held"
+PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
+
+ACTION_HELLO = "query.hello"
+ACTION_TRAIN = "train.emulator"
+
+_MAX_EXAMPLES = 1_000_000_000
+"""Weights come from devices and are trusted up to this many examples."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a node says of itself: its stable partition and the emulators it holds already."""
+
+    node: int
+    partition: int
+    held: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server tells one device: whose turn it is and with what."""
+
+    round: int
+    device: int
+    num_devices: int
+    model_hash: str
+    adapter: Update
+    emulator: bytes | None
+    proximal_mu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One device's checked answer."""
+
+    device: int
+    update: Update
+    num_examples: int
+    loss: float
+    seconds: float
+
+
+def blob_record(blob: bytes) -> ArrayRecord:
+    """Wraps raw bytes; Flower chunks and deduplicates them like any array."""
+    return ArrayRecord({BLOB: Array(dtype="uint8", shape=(len(blob),), stype="bytes", data=blob)})
+
+
+def blob_of(record: ArrayRecord) -> bytes:
+    """Unwraps raw bytes."""
+    return record[BLOB].data
+
+
+def to_blob(update: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Serialises named arrays, sorted by name."""
+    ordered = {name: np.ascontiguousarray(update[name]) for name in sorted(update)}
+    return safetensors.numpy.save(ordered)
+
+
+def from_blob(blob: bytes) -> Update:
+    """Reads named arrays.
+
+    Raises:
+        WireError: the bytes are no safetensors blob.
+    """
+    try:
+        return dict(safetensors.numpy.load(blob))
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise WireError("damaged", f"the payload is no safetensors blob: {error}") from error
+
+
+def hello_message(node: int) -> Message:
+    """Asks a node who it is."""
+    return Message(RecordDict({CONFIG: ConfigRecord({STATUS: STATUS_OK})}), node, ACTION_HELLO)
+
+
+def hello_reply(message: Message, partition: int, held: list[str]) -> Message:
+    """Says who this node is."""
+    # An empty list breaks Flower's byte count, hence one string.
+    config = ConfigRecord({PARTITION: partition, HELD: ",".join(held) or "-"})
+    return Message(RecordDict({CONFIG: config}), reply_to=message)
+
+
+def read_hello(message: Message) -> Hello:
+    """Reads a node's answer.
+
+    Raises:
+        WireError: a key is missing or of the wrong type.
+    """
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    partition = _field(config, PARTITION, int)
+    held = _field(config, HELD, str)
+    names = frozenset(held.split(",")) - {"-"}
+    return Hello(node=message.metadata.src_node_id, partition=partition, held=names)
+
+
+def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
+    """Builds the message that sends one device to work.
+
+    Args:
+        order: what to do; ``order.adapter`` is already wrapped in ``adapter``, once for all devices.
+        node: Flower's id of the node that plays the device.
+        adapter: the wrapped adapter.
+    """
+    config = ConfigRecord(
+        {
+            ROUND: order.round,
+            DEVICE: order.device,
+            NUM_DEVICES: order.num_devices,
+            MODEL_HASH: order.model_hash,
+            PROXIMAL_MU: order.proximal_mu,
+            CRC: zlib.crc32(blob_of(adapter)),
+        }
+    )
+    content = RecordDict({ADAPTER: adapter, CONFIG: config})
+    if order.emulator is not None:
+        content[EMULATOR] = blob_record(order.emulator)
+    return Message(content, node, ACTION_TRAIN)
+
+
+def read_order(message: Message) -> Order:
+    """Reads the server's message on a device.
+
+    Raises:
+        WireError: something is missing or damaged.
+    """
+    content = message.content
+    config = content.config_records.get(CONFIG, ConfigRecord())
+    if ADAPTER not in content.array_records:
+        raise WireError("missing", f"the message carries no '{ADAPTER}'")
+    blob = blob_of(content.array_records[ADAPTER])
+    if zlib.crc32(blob) != _field(config, CRC, int):
+        raise WireError("damaged", "the adapter's checksum differs")
+    emulator = content.array_records.get(EMULATOR)
+    return Order(
+        round=_field(config, ROUND, int),
+        device=_field(config, DEVICE, int),
+        num_devices=_field(config, NUM_DEVICES, int),
+        model_hash=_field(config, MODEL_HASH, str),
+        adapter=from_blob(blob),
+        emulator=None if emulator is None else blob_of(emulator),
+        proximal_mu=_field(config, PROXIMAL_MU, float),
+    )
+
+
+def update_reply(
+    message: Message,
+    order: Order,
+    *,
+    update: Update,
+    layout_hash: str,
+    num_examples: int,
+    loss: float,
+    steps: int,
+    seconds: float,
+) -> Message:
+    """Builds a device's answer."""
+    blob = to_blob(update)
+    config = ConfigRecord(
+        {
+            STATUS: STATUS_OK,
+            ROUND: order.round,
+            DEVICE: order.device,
+            MODEL_HASH: order.model_hash,
+            LAYOUT_HASH: layout_hash,
+            CRC: zlib.crc32(blob),
+        }
+    )
+    metrics = MetricRecord(
+        {NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds}
+    )
+    return Message(
+        RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics}), reply_to=message
+    )
+
+
+def no_emulator_reply(message: Message, order: Order) -> Message:
+    """Says that this device has no (undamaged) copy of the emulator and must be sent one."""
+    config = ConfigRecord(
+        {STATUS: STATUS_NO_EMULATOR, ROUND: order.round, DEVICE: order.device}
+    )
+    return Message(RecordDict({CONFIG: config}), reply_to=message)
+
+
+def lacks_emulator(message: Message) -> bool:
+    """Tells whether a device asks for the emulator."""
+    if message.has_error():
+        return False
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    return config.get(STATUS) == STATUS_NO_EMULATOR
+
+
+def uplink_bytes(message: Message) -> int:
+    """Returns the payload bytes of a reply, 0 where it carries none."""
+    if message.has_error() or UPDATE not in message.content.array_records:
+        return 0
+    return sum(len(array.data) for array in message.content.array_records[UPDATE].values())
+
+
+def read_update(
+    message: Message, *, order: Order, layout_hash: str, like: Update
+) -> Reply:
+    """Checks one device's answer against what was asked; nothing is repaired.
+
+    Args:
+        message: the reply.
+        order: what this device was sent.
+        layout_hash: of the server's adapter.
+        like: the server's adapter; names, shapes and dtypes must agree.
+
+    Raises:
+        WireError: with the reason the report books: ``error``, ``missing``, ``wrong-round``,
+            ``wrong-device``, ``wrong-model``, ``wrong-layout``, ``damaged``, ``wrong-shape``,
+            ``wrong-dtype``, ``not-finite`` or ``bad-weight``.
+    """
+    if message.has_error():
+        raise WireError("error", str(message.error.reason))
+    content = message.content
+    config = content.config_records.get(CONFIG, ConfigRecord())
+    _same("wrong-round", ROUND, _field(config, ROUND, int), order.round)
+    _same("wrong-device", DEVICE, _field(config, DEVICE, int), order.device)
+    _same("wrong-model", MODEL_HASH, _field(config, MODEL_HASH, str), order.model_hash)
+    _same("wrong-layout", LAYOUT_HASH, _field(config, LAYOUT_HASH, str), layout_hash)
+    if UPDATE not in content.array_records or BLOB not in content.array_records[UPDATE]:
+        raise WireError("missing", f"the reply carries no '{UPDATE}'")
+    blob = blob_of(content.array_records[UPDATE])
+    if zlib.crc32(blob) != _field(config, CRC, int):
+        raise WireError("damaged", "the update's checksum differs")
+    update = from_blob(blob)
+    _same(
+        "wrong-shape",
+        "names and shapes",
+        {name: array.shape for name, array in update.items()},
+        {name: array.shape for name, array in like.items()},
+    )
+    dtypes = {str(array.dtype) for array in update.values()}
+    _same("wrong-dtype", "dtypes", dtypes, {"float32"})
+    if not is_finite(update):
+        raise WireError("not-finite", "the update holds NaN or infinity")
+    metrics = content.metric_records.get(METRICS, MetricRecord())
+    num_examples = _field(metrics, NUM_EXAMPLES, int)
+    loss, seconds = _field(metrics, LOSS, float), _field(metrics, SECONDS, float)
+    if not 0 < num_examples <= _MAX_EXAMPLES:
+        raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
+    if not np.isfinite(loss):
+        raise WireError("not-finite", f"{LOSS}={loss}")
+    return Reply(order.device, update, num_examples, loss, seconds)
+
+
+def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = record.get(key)
+    if type(value) is not kind:  # bool is an int for isinstance, and no round number
+        raise WireError("missing", f"'{key}' should be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _same(reason: str, what: str, given: object, wanted: object) -> None:
+    if given != wanted:
+        raise WireError(reason, f"{what}: got {str(given)[:200]}, expected {str(wanted)[:200]}")

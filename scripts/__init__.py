@@ -1,0 +1,1 @@
+"""Commands that run, deploy and sweep the app."""

@@ -1,0 +1,47 @@
+"""Configuration to strategy: the only place on the server that branches on its type."""
+
+from fl_app.errors import ConfigError
+from fl_app.ledger import Ledger
+from fl_app.schema import ChannelConfig, Config, EmulatorDownloadStrategy, IdealChannel, LoraConfig
+from strategies.base import FederatedDeft
+from strategies.emulator_download import EmulatorDownload
+from strategies.lora_space import FactorSpace, LoraSpace, build_space
+from strategies.roster import Roster
+from strategies.rules import ServerRule
+from strategies.uplink import IdealUplink, Uplink
+
+
+def build_uplink(channel: ChannelConfig) -> Uplink:
+    """Turns the channel choice into an uplink."""
+    match channel:
+        case IdealChannel():
+            return IdealUplink()
+        case _:
+            raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
+
+
+def build_strategy(
+    config: Config, *, roster: Roster, ledger: Ledger, layout_hash: str, emulator: bytes
+) -> FederatedDeft:
+    """Turns the configuration into the server side of a federation."""
+    space: LoraSpace = FactorSpace()
+    if isinstance(config.peft, LoraConfig):
+        space = build_space(config.peft.aggregation, config.peft.rank)
+    rule = ServerRule(config.strategy.server_rule.name, config.strategy.server_rule.options)
+    drawn = config.federation.devices_per_round or len(roster.devices)
+    match config.strategy:
+        case EmulatorDownloadStrategy():
+            return EmulatorDownload(
+                emulator=emulator,
+                roster=roster,
+                uplink=build_uplink(config.channel),
+                space=space,
+                rule=rule,
+                ledger=ledger,
+                layout_hash=layout_hash,
+                devices_per_round=min(drawn, len(roster.devices)),
+                timeout_s=config.federation.timeout_s,
+                seed=config.seed,
+            )
+        case _:
+            raise ConfigError(f"strategy {type(config.strategy).__name__} has no server side")

@@ -1,0 +1,154 @@
+"""The ledger adds up what was booked, whatever the order, and refuses what cannot be."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_app.errors import RunError
+from fl_app.ledger import PAYLOADS, Ledger
+
+_KINDS = [(link, what) for link, whats in PAYLOADS.items() for what in whats]
+_BOOKINGS = st.lists(
+    st.builds(
+        lambda round, device, kind, num_bytes: {
+            "round": round,
+            "device": device,
+            "link": kind[0],
+            "what": kind[1],
+            "num_bytes": num_bytes,
+        },
+        st.integers(0, 4),
+        st.integers(0, 3),
+        st.sampled_from(_KINDS),
+        st.integers(0, 10**12),
+    ),
+    max_size=20,
+)
+
+
+def _booked(bookings: list[dict[str, Any]]) -> Ledger:
+    ledger = Ledger()
+    for booking in bookings:
+        ledger.book(**booking)
+    return ledger
+
+
+@settings(derandomize=True, deadline=None)
+@given(bookings=_BOOKINGS, data=st.data())
+def test_totals_equal_the_sums_of_the_bookings_in_any_order(
+    bookings: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    """Every total is the plain sum of what matches, for any permutation of the bookings."""
+    ledger = _booked(data.draw(st.permutations(bookings)))
+
+    def total(**wanted: object) -> int:
+        return sum(b["num_bytes"] for b in bookings if wanted.items() <= b.items())
+
+    rounds = sorted({booking["round"] for booking in bookings})
+    assert ledger.as_dict() == {
+        "uplink_bytes": total(link="uplink"),
+        "downlink_bytes": total(link="downlink"),
+        "emulator_bytes": total(what="emulator"),
+        "adapter_downlink_bytes": total(link="downlink", what="adapter"),
+        "control_bytes": total(what="control"),
+        "per_round": [
+            {
+                "round": number,
+                "uplink_bytes": total(round=number, link="uplink"),
+                "downlink_bytes": total(round=number, link="downlink"),
+                "emulator_bytes": total(round=number, what="emulator"),
+            }
+            for number in rounds
+        ],
+    }
+    for round, device in itertools.product(range(5), range(4)):
+        assert ledger.total_bytes(round=round, device=device) == total(round=round, device=device)
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    booked=st.lists(
+        st.tuples(st.sampled_from(["fit", "evaluate"]), st.floats(0, 1e6)), min_size=1, max_size=20
+    ),
+    data=st.data(),
+)
+def test_seconds_are_exact_sums_in_any_order(
+    booked: list[tuple[str, float]], data: st.DataObject
+) -> None:
+    """Seconds are the exactly rounded sum per phase, for any permutation."""
+    ledger = Ledger()
+    for phase, seconds in data.draw(st.permutations(booked)):
+        ledger.book_seconds(round=1, device=0, phase=phase, seconds=seconds)
+    assert ledger.seconds_by_phase() == {
+        name: math.fsum(seconds for phase, seconds in booked if phase == name)
+        for name in sorted({phase for phase, _ in booked})
+    }
+
+
+def test_seconds_do_not_enter_the_byte_account() -> None:
+    """Measured time differs between runs; the byte account of one seed must not."""
+    ledger, other = Ledger(), Ledger()
+    ledger.book_seconds(round=1, device=0, phase="fit", seconds=1.5)
+    assert ledger.as_dict() == other.as_dict()
+
+
+def test_numpy_integers_are_booked_as_plain_ones() -> None:
+    """Sizes often come from NumPy, which JSON cannot write."""
+    ledger = Ledger()
+    ledger.book(
+        round=np.int64(1),  # type: ignore[arg-type]
+        device=np.uint64(2),  # type: ignore[arg-type]
+        link="uplink",
+        what="update",
+        num_bytes=np.int32(3),  # type: ignore[arg-type]
+    )
+    assert type(ledger.as_dict()["uplink_bytes"]) is int
+    assert ledger.total_bytes(device=2, round=1) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_bytes": -1}, "num_bytes=-1"),
+        ({"num_bytes": 1.5}, "num_bytes=1.5"),
+        ({"round": -1}, "round=-1"),
+        ({"device": -2}, "device=-2"),
+        ({"device": "3"}, "device='3'"),
+        ({"link": "sideways"}, "link='sideways' is unknown; choose one of downlink, uplink"),
+        ({"what": "gossip"}, "what='gossip' does not travel on the downlink"),
+        ({"what": "update"}, "what='update' does not travel on the downlink"),
+        ({"link": "uplink", "what": "emulator"}, "choose one of update, control"),
+    ],
+)
+def test_a_wrong_booking_is_refused_and_leaves_no_trace(change: dict[str, Any], field: str) -> None:
+    """The error names field and value, and the totals stay as they were."""
+    ledger = Ledger()
+    booking = {"round": 1, "device": 0, "link": "downlink", "what": "adapter", "num_bytes": 8}
+    with pytest.raises(RunError, match=field.replace("(", r"\(")):
+        ledger.book(**{**booking, **change})
+    assert ledger.as_dict() == Ledger().as_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": -0.1},
+        {"seconds": math.nan},
+        {"seconds": math.inf},
+        {"phase": ""},
+        {"round": -1},
+        {"device": -1},
+    ],
+)
+def test_wrong_seconds_are_refused_and_leave_no_trace(change: dict[str, Any]) -> None:
+    """Time that is negative, not finite or without a phase is refused."""
+    ledger = Ledger()
+    booking = {"round": 1, "device": 0, "phase": "fit", "seconds": 1.0}
+    with pytest.raises(RunError, match=next(iter(change))):
+        ledger.book_seconds(**{**booking, **change})
+    assert ledger.seconds_by_phase() == {}
