@@ -26,14 +26,10 @@ def worker_of(context: Context) -> EmulatorWorker:
 
 
 @lru_cache(maxsize=1)
-def _worker(
-    overrides: str, reference: str, local_path: str | None, root: Path
-) -> EmulatorWorker:
+def _worker(overrides: str, reference: str, local_path: str | None, root: Path) -> EmulatorWorker:
     config = as_reference(load_config(overrides), reference)
     match config.strategy:
         case EmulatorDownloadStrategy():
-            return EmulatorWorker(
-                config=config, cache=BlobCache(root), local_path=local_path
-            )
+            return EmulatorWorker(config=config, cache=BlobCache(root), local_path=local_path)
         case _:
             raise ConfigError(f"strategy {type(config.strategy).__name__} has no device side")

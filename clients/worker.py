@@ -129,4 +129,3 @@ class EmulatorWorker:
             clip_norm=finetune.clip_norm,
             proximal_mu=proximal_mu,
         )
-

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -108,7 +107,7 @@ def to_dict(config: schema.Config) -> dict[str, Any]:
 
 def to_yaml(config: schema.Config) -> str:
     """Returns the configuration as YAML."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return str(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
 
 
 def choices(group: str) -> list[str]:

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fl_app import wire
 from fl_app.errors import ConfigError, RunError
 from fl_app.evaluate import evaluate
+from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, head_modules, load_backbone
 from fl_app.fomo.compress import Compression
@@ -26,7 +27,6 @@ from fl_app.fomo.distil import Distillation, distil
 from fl_app.fomo.emulator import Split, build_emulator
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.package import EmulatorPackage, pack, unpack
-from fl_app.finetune import local_batches
 from fl_app.ledger import Ledger
 from fl_app.material import Material, load_material
 from fl_app.result import RoundRecord
@@ -212,7 +212,9 @@ def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcom
         evaluate_fn=after_round,
     )
     aggregated = sum(bool(book.devices) for book in strategy.rounds.values())
-    rounds = [RoundRecord(round=0, metrics=measured.get(0, {}), devices=[], dropped={}, seconds=0.0)]
+    rounds = [
+        RoundRecord(round=0, metrics=measured.get(0, {}), devices=[], dropped={}, seconds=0.0)
+    ]
     rounds += [
         RoundRecord(
             round=number,

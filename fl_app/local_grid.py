@@ -34,7 +34,7 @@ class LocalGrid(Grid):
     """
 
     def __init__(self, app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Any]) -> None:
-        if TaskIdentity._run_id is None:  # Flower sets it in its own processes
+        if vars(TaskIdentity)["_run_id"] is None:  # Flower sets it in its own processes
             TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         self._app = app
         self._run = Run.create_empty(TaskIdentity.run_id)

@@ -11,7 +11,6 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fl_app.config import load_config, to_dict, to_yaml
-from fl_app.errors import DeftError
 from fl_app.job import Outcome, adapter_sha256, federate, finish, prepare
 from fl_app.references import run_references
 from fl_app.report import final_table, write_report
@@ -58,9 +57,7 @@ def run_main_job(grid: Grid, overrides: str) -> RunResult:
             seconds=time.monotonic() - started,
         )
         write_result(folder, failed)
-        if not isinstance(error, DeftError):
-            log.exception("unexpected failure")
-        log.error("verdict: failed (%s)", failed.reason)
+        log.exception("verdict: failed (%s)", failed.reason)
         raise
     log.info("\n%s", final_table(result))
     log.info("results in %s", folder)
@@ -99,9 +96,7 @@ def output_folder(overrides: str) -> Path:
     return folder
 
 
-def _run(
-    grid: Grid, config: Config, overrides: str, folder: Path, started: float
-) -> RunResult:
+def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: float) -> RunResult:
     bench = prepare(config)
     prepared = time.monotonic()
     outcome = federate(grid, bench)

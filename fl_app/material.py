@@ -25,7 +25,9 @@ def needed_columns(config: Config) -> dict[str, str]:
         case "image_classification":
             return {"data.image_column": data.image_column, "data.label_column": data.label_column}
         case _:
-            prompt = {} if data.prompt_column is None else {"data.prompt_column": data.prompt_column}
+            prompt = (
+                {} if data.prompt_column is None else {"data.prompt_column": data.prompt_column}
+            )
             return {**prompt, "data.completion_column": data.completion_column}
 
 

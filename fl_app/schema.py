@@ -379,7 +379,7 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
-    assets: str | None = None
+    assets: str = ""
     """Folder with models and data sets for the experiments; default: $DEFT_ASSETS."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """What the three tasks do differently: preparing inputs, the loss, and the measure of success."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -207,7 +207,7 @@ class CausalLm:
                 targets.append([IGNORED] * len(kept) + completion)
         return Encoded(rows, targets, np.array([len(row) for row in rows], np.int64))
 
-    def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
+    def _ids(self, texts: Iterable[Any]) -> list[list[int]]:
         strings = [str(text) for text in texts]
         ids: list[list[int]] = self._tokenizer(strings, add_special_tokens=False)["input_ids"]
         return ids

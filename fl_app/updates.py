@@ -9,7 +9,9 @@ Update = dict[str, NDArray[np.float32]]
 """Arrays by parameter name. An *update* proper is tuned minus received adapter."""
 
 
-def add(left: Mapping[str, NDArray[np.float32]], right: Mapping[str, NDArray[np.float32]]) -> Update:
+def add(
+    left: Mapping[str, NDArray[np.float32]], right: Mapping[str, NDArray[np.float32]]
+) -> Update:
     """Returns ``left + right``, name by name; inputs are not changed."""
     return {name: left[name] + right[name] for name in left}
 
@@ -36,9 +38,7 @@ def stack(rows: Sequence[Mapping[str, NDArray[np.float32]]]) -> NDArray[np.float
     return np.stack([np.concatenate([row[name].ravel() for name in sorted(row)]) for row in rows])
 
 
-def unstack(
-    row: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]
-) -> Update:
+def unstack(row: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]) -> Update:
     """Inverts one row of ``stack``; ``like`` gives names and shapes."""
     names = sorted(like)
     ends = np.cumsum([like[name].size for name in names])

@@ -126,7 +126,7 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
     """Builds the message that sends one device to work.
 
     Args:
-        order: what to do; ``order.adapter`` is already wrapped in ``adapter``, once for all devices.
+        order: what to do; its adapter is already wrapped, once for all devices.
         node: Flower's id of the node that plays the device.
         adapter: the wrapped adapter.
     """
@@ -194,9 +194,7 @@ def update_reply(
             CRC: zlib.crc32(blob),
         }
     )
-    metrics = MetricRecord(
-        {NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds}
-    )
+    metrics = MetricRecord({NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds})
     return Message(
         RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics}), reply_to=message
     )
@@ -204,9 +202,7 @@ def update_reply(
 
 def no_emulator_reply(message: Message, order: Order) -> Message:
     """Says that this device has no (undamaged) copy of the emulator and must be sent one."""
-    config = ConfigRecord(
-        {STATUS: STATUS_NO_EMULATOR, ROUND: order.round, DEVICE: order.device}
-    )
+    config = ConfigRecord({STATUS: STATUS_NO_EMULATOR, ROUND: order.round, DEVICE: order.device})
     return Message(RecordDict({CONFIG: config}), reply_to=message)
 
 
@@ -225,9 +221,7 @@ def uplink_bytes(message: Message) -> int:
     return sum(len(array.data) for array in message.content.array_records[UPDATE].values())
 
 
-def read_update(
-    message: Message, *, order: Order, layout_hash: str, like: Update
-) -> Reply:
+def read_update(message: Message, *, order: Order, layout_hash: str, like: Update) -> Reply:
     """Checks one device's answer against what was asked; nothing is repaired.
 
     Args:

@@ -8,14 +8,16 @@ verdict is "ok".
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fl_app.errors import RunError
-from scripts.flower import ROOT, Echo, Flower, say
+from fl_app.config import load_config
+from fl_app.errors import DeftError, RunError
+from scripts.flower import ROOT, Echo, Flower, absolute_paths, say
 from scripts.run_main import INTERRUPTED, choose_output_dir, report
 from scripts.sandbox import free_ports, interruptible
 
@@ -127,10 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     echo = stopwatch()
     fixed = ["federation=edge", f"federation.num_devices={options.nodes}"]
+    overrides = [*fixed, *options.overrides]
     try:
+        # Composed here as well: a mistyped override ends at once, not after Flower has started.
+        load_config(shlex.join(absolute_paths(overrides)))
         with interruptible(), LoopbackFlower(num_nodes=options.nodes, echo=echo) as flower:
             output_dir = choose_output_dir(options.overrides)
-            outcome = flower.run([*fixed, *options.overrides], output_dir=output_dir)
+            outcome = flower.run(overrides, output_dir=output_dir)
             if not outcome.is_ok:
                 for index in range(options.nodes):
                     echo(f"the log of SuperNode {index} ends:")
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; every process was ended", file=sys.stderr)
         return INTERRUPTED
-    except RunError as error:
+    except DeftError as error:
         print(f"the deployment failed: {error}", file=sys.stderr)
         return 1
     return report(outcome, options.json)

@@ -103,6 +103,11 @@ def path_override(key: str, path: Path) -> str:
     return f"{key}='" + text.replace("'", r"\'") + "'"
 
 
+def toml_string(text: str) -> str:
+    """Returns the text as a TOML basic string: a JSON one, with the one escape JSON leaves out."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
+
+
 def absolute_paths(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides with relative ``*.path`` and ``*.dir`` values made absolute.
 
@@ -181,7 +186,7 @@ class Flower(ABC):
         # A file, because the value of an argument could not hold both kinds of quotes.
         run_config = self.sandbox.home("cli") / "run-config.toml"
         joined = shlex.join([*absolute_paths(overrides), path_override("output.dir", output_dir)])
-        run_config.write_text(f"overrides = {json.dumps(joined, ensure_ascii=False)}\n")
+        run_config.write_text(f"overrides = {toml_string(joined)}\n", encoding="utf-8")
         command = ["flwr", "run", str(self.app), self.superlink, "--stream"]
         command += ["--run-config", str(run_config), *self.arguments()]
 

@@ -5,13 +5,15 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fl_app.errors import RunError
-from scripts.flower import ROOT, LocalFlower, Outcome, say
+from fl_app.config import load_config
+from fl_app.errors import DeftError
+from scripts.flower import ROOT, LocalFlower, Outcome, absolute_paths, say
 from scripts.sandbox import interruptible
 
 OUTPUTS = ROOT / "outputs"
@@ -58,16 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the main job on simulated devices.")
     parser.add_argument("overrides", nargs="*", help="for example peft.rank=4 seed=1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome there as well")
-    parser.add_argument("--num-supernodes", type=int, default=10, help="simulated devices")
+    parser.add_argument("--num-supernodes", type=int, help="default: federation.num_devices")
     options = parser.parse_intermixed_args(arguments)
-    output_dir = choose_output_dir(options.overrides)
     try:
-        with interruptible(), LocalFlower(num_supernodes=options.num_supernodes) as flower:
+        # Composed here as well: a mistyped override ends at once, not after Flower has started.
+        config = load_config(shlex.join(absolute_paths(options.overrides)))
+        num_supernodes = options.num_supernodes or config.federation.num_devices
+        output_dir = choose_output_dir(options.overrides)
+        with interruptible(), LocalFlower(num_supernodes=num_supernodes) as flower:
             outcome = flower.run(options.overrides, output_dir=output_dir)
     except KeyboardInterrupt:
         print("interrupted; every process was ended", file=sys.stderr)
         return INTERRUPTED
-    except RunError as error:
+    except DeftError as error:
         print(f"the run failed: {error}", file=sys.stderr)
         return 1
     return report(outcome, options.json)

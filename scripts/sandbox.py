@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -62,8 +63,10 @@ def end_processes(find: Callable[[], set[psutil.Process]], *, grace_s: float = 5
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 end(process)
-        _, alive = psutil.wait_procs(alive, timeout=grace_s)
-        alive = [process for process in alive if _is_alive(process)]
+        deadline = time.monotonic() + grace_s
+        while alive and time.monotonic() < deadline:
+            time.sleep(0.05)
+            alive = [process for process in alive if _is_alive(process)]
     if alive:
         raise RunError(f"processes {[process.pid for process in alive]} do not end; kill them")
     return len(known)
@@ -138,14 +141,14 @@ class Sandbox:
     def __enter__(self) -> Self:
         """Makes the folder."""
         self.root = Path(tempfile.mkdtemp(prefix="deft-"))
-        self._tag = f"{os.getpid()}-{uuid.uuid4().hex}"
+        self.tag = f"{os.getpid()}-{uuid.uuid4().hex}"
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends every process by process id and removes the folder."""
         with _uninterrupted():
-            end_processes(lambda: find_tagged(lambda tag: tag == self._tag))
+            end_processes(lambda: find_tagged(lambda tag: tag == self.tag))
             for process in self._started.values():
                 process.wait()
             shutil.rmtree(self.root, ignore_errors=True)
@@ -169,7 +172,7 @@ class Sandbox:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            TAG: self._tag,
+            TAG: self.tag,
         }
         if len(str(self.root)) <= 40:  # Ray puts sockets there, whose paths may have 104 characters
             environment["RAY_TMPDIR"] = str(self.root)

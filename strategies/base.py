@@ -178,7 +178,9 @@ class FederatedDeft(Strategy):
         combined = self._rule.apply(server_round, rows, received.weights)
         adapter = self._space.leave(combined)
         if not updates.is_finite(adapter):
-            raise RunError(f"round {server_round}: the server rule made the adapter NaN or infinite")
+            raise RunError(
+                f"round {server_round}: the server rule made the adapter NaN or infinite"
+            )
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]

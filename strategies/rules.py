@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
@@ -56,7 +64,8 @@ class ServerRule:
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         if name not in RULES:
             raise ConfigError(
-                f"strategy.server_rule.name={name!r} is not allowed; choose one of {', '.join(RULES)}"
+                f"strategy.server_rule.name={name!r} is not allowed; "
+                f"choose one of {', '.join(RULES)}"
             )
         known = set(inspect.signature(RULES[name].__init__).parameters) - _NOT_OPTIONS
         if unknown := set(options) - known:
@@ -80,9 +89,7 @@ class ServerRule:
         config = ConfigRecord()
         # With fraction_train = 0 the grid is not touched; the rule only notes the adapter.
         list(
-            self._strategy.configure_train(
-                server_round, _record(adapter), config, cast(Grid, None)
-            )
+            self._strategy.configure_train(server_round, _record(adapter), config, cast(Grid, None))
         )
         return float(cast(float, config.get("proximal-mu", 0.0)))
 

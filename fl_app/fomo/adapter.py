@@ -83,7 +83,9 @@ class Adapter:
             if parameter.requires_grad:
                 self._tuned[canonical] = parameter
         if not self._tuned:
-            raise ModelError("nothing to tune: peft=head needs a task with a head, choose peft=lora")
+            raise ModelError(
+                "nothing to tune: peft=head needs a task with a head, choose peft=lora"
+            )
         self._tuned = dict(sorted(self._tuned.items()))
 
     def _wrap(self, model: Any, tuned: set[int], heads: Sequence[str], spec: LoraSpec) -> Any:
@@ -172,7 +174,8 @@ class _HeadOnly(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """Runs the model."""
-        return self.base_model.model(**inputs)
+        model: Any = self.base_model.model
+        return model(**inputs)
 
 
 def _draw_a(parameter: nn.Parameter, seed: int, name: str) -> None:

@@ -18,8 +18,8 @@ from fl_app.errors import ModelError
 from fl_app.fomo.blocks import family_of
 from fl_app.seeding import torch_seed
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 TASKS = ("sequence_classification", "causal_lm", "image_classification")
 _TEXT_SUFFIXES = (".json", ".txt", ".jinja")

@@ -51,7 +51,9 @@ def keep_mask(matrix: Floats, sparsity: float) -> NDArray[np.bool_]:
         sparsity: share to drop, in [0, 1).
     """
     keep = np.ones(matrix.size, dtype=np.bool_)
-    keep[np.argsort(np.abs(matrix), axis=None, kind="stable")[: int(sparsity * matrix.size)]] = False
+    keep[np.argsort(np.abs(matrix), axis=None, kind="stable")[: int(sparsity * matrix.size)]] = (
+        False
+    )
     return keep.reshape(matrix.shape)
 
 
@@ -80,7 +82,8 @@ def quantise(values: Floats, bits: int) -> tuple[NDArray[np.uint16], Floats]:
 
 def dequantise(codes: NDArray[np.uint16], span: Floats) -> Floats:
     """Returns ``min + scale * code`` in float32."""
-    return (span[0] + span[1] * codes.astype(np.float32)).astype(np.float32)
+    values: Floats = (span[0] + span[1] * codes.astype(np.float32)).astype(np.float32)
+    return values
 
 
 def pack_codes(codes: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:

@@ -29,7 +29,9 @@ class Distillation:
     steps: int
 
 
-def alignment_loss(teacher: torch.Tensor, student: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def alignment_loss(
+    teacher: torch.Tensor, student: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """Returns the relative squared distance of hidden states; zero iff equal, scale-free.
 
     Args:
@@ -76,9 +78,7 @@ def distil(
         optimiser,
         [
             torch.optim.lr_scheduler.LinearLR(optimiser, 1.0 / warm_up, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimiser, max(1, settings.steps - warm_up)
-            ),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, settings.steps - warm_up)),
         ],
         milestones=[warm_up],
     )
@@ -98,7 +98,7 @@ def distil(
                 f"strategy.emulator.distil.lr={settings.lr}"
             )
         optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()

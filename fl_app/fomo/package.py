@@ -113,7 +113,9 @@ def unpack(blob: bytes) -> EmulatorPackage:
     state = {}
     for name in _untied_names(tensors):
         if name in packed:
-            parts = {key.split("|")[1]: tensors[key] for key in tensors if key.startswith(f"{name}|")}
+            parts = {
+                key.split("|")[1]: tensors[key] for key in tensors if key.startswith(f"{name}|")
+            }
             array = unpack_matrix(parts, tuple(packed[name]), how)
         else:
             array = tensors[name].astype(np.float32)

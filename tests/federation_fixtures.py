@@ -1,0 +1,187 @@
+"""A federation so small that whole rounds take milliseconds: a tiny BERT and a table of words.
+
+It is used as a user would use it, through ``model=local data=local`` and override strings.
+"""
+
+import csv
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_app.client_app import app
+from fl_app.config import load_config
+from fl_app.job import Bench, Outcome, federate, prepare
+from fl_app.seeding import generator
+from fl_app.updates import Update
+from tests.fakes import Exchange, Fault, FaultyGrid
+from tests.fixtures_models import write_checkpoint
+
+CLASSES = ("lamp", "music", "timer", "weather")
+NUM_TRAIN, NUM_TEST = 96, 40
+NUM_DEVICES, NUM_ROUNDS = 4, 2
+_WORDS_PER_CLASS = 10
+
+
+def write_rows(path: Path, num_rows: int, *stream: int | str) -> Path:
+    """Writes a table of (text, label): each class prefers its own ten words of the vocabulary."""
+    rng = generator(0, "tiny-rows", *stream)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["text", "label"])
+        for row in range(num_rows):
+            label = row % len(CLASSES)
+            own = label * _WORDS_PER_CLASS + rng.integers(_WORDS_PER_CLASS, size=rng.integers(3, 8))
+            text = " ".join(f"w{word}" for word in own)
+            table.writerow([text, CLASSES[label]])
+    return path
+
+
+@dataclass(frozen=True)
+class TinyFederation:
+    """A model folder, a data folder, and the overrides that use them."""
+
+    model: Path
+    data: Path
+
+    def overrides(self, *more: str) -> str:
+        """Returns an override string; later words win."""
+        words = [
+            "model=local",
+            f"model.path={self.model}",
+            "model.max_length=12",
+            "data=local",
+            f"data.path={self.data}",
+            "data.partition.kind=iid",
+            f"federation.num_devices={NUM_DEVICES}",
+            f"strategy.num_rounds={NUM_ROUNDS}",
+            "strategy.references=[]",
+            "strategy.emulator.left=1",
+            "strategy.emulator.middle=1",
+            "strategy.emulator.right=1",
+            "strategy.emulator.distil.steps=0",
+            "data.public_fraction=0",
+            "peft=lora",
+            "peft.rank=2",
+            "finetune.batch_size=8",
+            "finetune.max_steps=2",
+            "finetune.lr=0.01",
+            "finetune.head_lr=0.05",
+        ]
+        return shlex.join([*words, *more])
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a federation left behind, and what crossed the wire."""
+
+    bench: Bench
+    start: Update
+    outcome: Outcome
+    grid: FaultyGrid
+
+    def of_round(self, number: int) -> list[Exchange]:
+        """Exchanges of one round, by device."""
+        found = [exchange for exchange in self.grid.exchanges if exchange.round == number]
+        return sorted(found, key=lambda exchange: exchange.device)
+
+    def dropped(self, number: int) -> dict[str, list[int]]:
+        """Devices dropped in one round, by reason."""
+        record = next(r for r in self.outcome.rounds if r.round == number)
+        return {reason: list(devices) for reason, devices in record.dropped.items()}
+
+    def devices(self, number: int) -> list[int]:
+        """Devices aggregated in one round."""
+        return list(next(r for r in self.outcome.rounds if r.round == number).devices)
+
+
+@dataclass
+class Player:
+    """Runs federations; a prepared server is kept and reset, for loading takes most of the time."""
+
+    tiny: TinyFederation
+    _benches: dict[str, tuple[Bench, Update]] = field(default_factory=dict)
+
+    def bench(self, overrides: str) -> tuple[Bench, Update]:
+        """Returns a prepared server at its starting adapter, and a copy of that adapter."""
+        if overrides not in self._benches:
+            bench = prepare(load_config(overrides))
+            self._benches[overrides] = bench, bench.full.read()
+        bench, start = self._benches[overrides]
+        bench.full.write(start)
+        return bench, {name: array.copy() for name, array in start.items()}
+
+    def play(
+        self,
+        *more: str,
+        faults: Mapping[int | tuple[int, int], Fault] | None = None,
+        shuffle: int | None = None,
+        num_nodes: int | None = None,
+        node_config: Mapping[int, Mapping[str, Any]] | None = None,
+        reference: str = "",
+    ) -> Played:
+        """Runs one federation to its end."""
+        overrides = self.tiny.overrides(*more)
+        bench, start = self.bench(overrides)
+        grid = FaultyGrid(
+            app,
+            num_nodes=num_nodes or bench.config.federation.num_devices,
+            run_config={"overrides": overrides, "reference": reference},
+            faults=faults,
+            shuffle=shuffle,
+            node_config=node_config,
+        )
+        with grid:
+            outcome = federate(grid, bench, measure_rounds=False)
+        return Played(bench, start, outcome, grid)
+
+
+@pytest.fixture(scope="session")
+def tiny_federation(tmp_path_factory: pytest.TempPathFactory) -> TinyFederation:
+    """A tiny BERT without a head for these classes, and 96 + 40 rows."""
+    root = tmp_path_factory.mktemp("federation")
+    data = root / "data"
+    data.mkdir()
+    write_rows(data / "train.tsv", NUM_TRAIN, "train")
+    write_rows(data / "test.tsv", NUM_TEST, "test")
+    model = write_checkpoint(root / "bert", "bert", "sequence_classification")
+    return TinyFederation(model, data)
+
+
+@pytest.fixture(scope="session")
+def player(tiny_federation: TinyFederation) -> Player:
+    """Runs tiny federations."""
+    return Player(tiny_federation)
+
+
+def fedavg64(start: Update, updates: Sequence[Update], weights: Sequence[float]) -> Update:
+    """Hand-written FedAvg in float64: start + sum_k w_k update_k / sum_k w_k."""
+    total = float(sum(weights))
+    return {
+        name: start[name].astype(np.float64)
+        + sum(w / total * u[name].astype(np.float64) for w, u in zip(weights, updates, strict=True))
+        for name in start
+    }
+
+
+def assert_float32_mean(
+    given: Update, wanted: Mapping[str, np.ndarray], start: Update, updates: Sequence[Update]
+) -> None:
+    """Checks a mean of K float32 adapters against float64.
+
+    Each of the K adapters is rounded once (start + update), multiplied by a rounded weight and
+    added up: at most K + 3 roundings of relative size eps / 2, each of at most the largest adapter.
+    """
+    assert given.keys() == wanted.keys()
+    for name, array in given.items():
+        largest = max(float(np.abs(start[name] + u[name]).max()) for u in updates)
+        bound = (len(updates) + 3) * np.finfo(np.float32).eps / 2 * largest
+        assert np.abs(array - wanted[name]).max() <= bound
+    moved = max(float(np.abs(given[name] - start[name]).max()) for name in given)
+    assert moved > 0  # a federation that does nothing would pass every mean
+
+
