@@ -47,6 +47,8 @@ class EmulatorSession:
             model_config=package.model.config,
         )
         self.encoded: dict[int, Encoded] = {}
+        self.checked: set[int] = set()
+        """Devices whose own copy on disk was read and found undamaged by this process."""
 
 
 class EmulatorWorker:
@@ -98,14 +100,17 @@ class EmulatorWorker:
         )
 
     def _session(self, device: int, name: str) -> EmulatorSession | None:
-        if self._loaded is not None and self._loaded[0] == name and self._cache.has(device, name):
-            return self._loaded[1]
+        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
+        if session and device in session.checked and self._cache.has(device, name):
+            return session
         blob = self._cache.get(device, name)
         if blob is None:
             return None
-        self._loaded = None  # free the old emulator before the new one is built
-        session = EmulatorSession(blob, self._config)
-        self._loaded = name, session
+        if session is None:
+            self._loaded = None  # free the old emulator before the new one is built
+            session = EmulatorSession(blob, self._config)
+            self._loaded = name, session
+        session.checked.add(device)
         return session
 
     def _examples(self, device: int) -> Examples:

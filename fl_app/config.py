@@ -23,6 +23,8 @@ from fl_app import schema
 from fl_app.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+_OPEN = "strategy.server_rule.options"
+"""The one table without fixed keys: what it may hold depends on the rule."""
 
 GROUPS: dict[str, dict[str, type]] = {
     "model": {
@@ -84,20 +86,30 @@ def _load(overrides: str) -> schema.Config:
                 f"override '{word}' adds or deletes a key; every option exists already, "
                 f"so write it as '{word.lstrip('+~')}' with one of the keys: {', '.join(_keys())}"
             )
+        if re.match(r"hydra\b", word):
+            raise ConfigError(
+                f"override '{word}' sets up Hydra's own launcher, which does not run here; "
+                f"use one of the keys: {', '.join(_keys())}"
+            )
     register_schemas()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose("config", overrides=words)
+            composed = compose("config", overrides=[_opened(word) for word in words])
         config: Any = OmegaConf.to_object(composed)
     except ConfigError:
         raise
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().clear()
     checked: schema.Config = config
     return checked
+
+
+def _opened(word: str) -> str:
+    """Lets an override name any option of a rule; ``strategies.rules`` knows which there are."""
+    return f"++{word}" if word.startswith(_OPEN) else word
 
 
 def to_dict(config: schema.Config) -> dict[str, Any]:
@@ -129,6 +141,7 @@ def _explain(error: Exception, overrides: str) -> str:
     if cause is not None and str(cause).strip() not in text:
         text = f"{text}: {str(cause).strip()}"
     text = re.sub(r"\s*To append to your config use [^\n]*: (?=Key )", " ", text)
+    text = re.sub(r"\s*To append to your [^\n]* use \+[^\n]*", "", text)
     found = re.search(r"Key '[^']+' not in '(\w+)'", text)
     node = getattr(schema, found[1]) if found else schema.Config
     keys = ", ".join(field.name for field in dataclasses.fields(node))

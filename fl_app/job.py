@@ -6,9 +6,8 @@
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,20 +85,13 @@ class Outcome:
         adapter: the last adapter.
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
-        emulator: the measure of the adapter on the emulator, all test rows.
-        plug_in: the measure of the adapter in the full model, all test rows.
         aggregated: number of rounds in which an update counted.
-        seconds: of the federation.
     """
 
     adapter: Update
     rounds: list[RoundRecord]
     ledger: Ledger
-    emulator: float | None = None
-    plug_in: float | None = None
-    aggregated: int = 0
-    seconds: float = 0.0
-    timings: dict[str, float] = field(default_factory=dict)
+    aggregated: int
 
 
 def model_source(model: ModelConfig) -> str:
@@ -184,8 +176,7 @@ def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcom
     Raises:
         RunError: no node joined, or no round aggregated anything.
     """
-    config, started = bench.config, time.monotonic()
-    ledger = Ledger()
+    config, ledger = bench.config, Ledger()
     roster = call_roster(grid, config.federation)
     strategy = build_strategy(
         config,
@@ -200,7 +191,10 @@ def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcom
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         adapters[0] = wire.from_blob(wire.blob_of(arrays))
         if measure_rounds:
-            measured[server_round] = measure(bench, adapters[0], bench.round_test)
+            measured[server_round] = {
+                "plug_in": measure_plug_in(bench, adapters[0], bench.round_test),
+                "emulator": measure_emulator(bench, adapters[0], bench.round_test),
+            }
         _progress(config, server_round, strategy.rounds, measured.get(server_round, {}))
         return None
 
@@ -225,36 +219,29 @@ def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcom
         )
         for number, book in sorted(strategy.rounds.items())
     ]
-    outcome = Outcome(adapter=adapters[0], rounds=rounds, ledger=ledger, aggregated=aggregated)
-    outcome.seconds = time.monotonic() - started
-    return outcome
+    return Outcome(adapter=adapters[0], rounds=rounds, ledger=ledger, aggregated=aggregated)
 
 
-def finish(bench: Bench, outcome: Outcome) -> Outcome:
-    """Measures the final adapter on all test rows.
-
-    Raises:
-        RunError: no round aggregated anything, so there is nothing to measure.
-    """
+def require_progress(outcome: Outcome) -> None:
+    """Raises ``RunError`` where no round aggregated anything: such a run has no result."""
     if outcome.aggregated == 0:
         reasons = sorted({reason for record in outcome.rounds for reason in record.dropped})
         raise RunError(
             f"no round aggregated an update (devices dropped for: {', '.join(reasons) or 'none'}); "
             "see the log for each device's error"
         )
-    final = measure(bench, outcome.adapter, bench.test)
-    outcome.emulator, outcome.plug_in = final["emulator"], final["plug_in"]
-    return outcome
 
 
-def measure(bench: Bench, adapter: Update, rows: Encoded) -> dict[str, float]:
-    """Measures an adapter on the emulator and plugged into the full model."""
+def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
+    """Measures an adapter plugged into the full model."""
     bench.full.write(adapter)
-    plug_in = evaluate(bench.full.model, bench.task, rows)
-    if bench.split.is_identity and bench.config.strategy.references == []:
-        return {"plug_in": plug_in, "emulator": plug_in}
+    return evaluate(bench.full.model, bench.task, rows)
+
+
+def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
+    """Measures an adapter on the emulator, as a device would see it."""
     bench.emulated.write(adapter)
-    return {"plug_in": plug_in, "emulator": evaluate(bench.emulated.model, bench.task, rows)}
+    return evaluate(bench.emulated.model, bench.task, rows)
 
 
 def adapter_sha256(adapter: Update) -> str:

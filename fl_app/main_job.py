@@ -4,14 +4,21 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from flwr.serverapp import Grid
 
 from fl_app.config import load_config, to_dict, to_yaml
-from fl_app.job import Outcome, adapter_sha256, federate, finish, prepare
+from fl_app.job import (
+    adapter_sha256,
+    federate,
+    measure_emulator,
+    measure_plug_in,
+    prepare,
+    require_progress,
+)
 from fl_app.references import run_references
 from fl_app.report import final_table, write_report
 from fl_app.result import (
@@ -22,7 +29,8 @@ from fl_app.result import (
     package_versions,
     write_result,
 )
-from fl_app.schema import Config, LoraConfig
+from fl_app.schema import Config, EdgeFederation, LoraConfig
+from fl_app.variants import REFERENCES
 
 log = logging.getLogger("deft")
 
@@ -100,17 +108,20 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: floa
     bench = prepare(config)
     prepared = time.monotonic()
     outcome = federate(grid, bench)
-    finish(bench, outcome)
+    require_progress(outcome)
+    final: dict[str, float | None] = dict.fromkeys(FINAL_KEYS)
+    final["plug_in"] = measure_plug_in(bench, outcome.adapter, bench.test)
+    final["emulator"] = measure_emulator(bench, outcome.adapter, bench.test)
     federated = time.monotonic()
     if isinstance(config.peft, LoraConfig):
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
-    references = run_references(config.strategy.references, overrides)
+    final |= run_references(_references(config), overrides)
     result = RunResult(
         verdict="ok",
         reason=None,
         metric=Metric(bench.task.metric, bench.task.higher_is_better),
-        final=_final(outcome, references),
+        final=final,
         rounds=outcome.rounds,
         ledger=outcome.ledger.as_dict(),
         seconds=time.monotonic() - started,
@@ -130,6 +141,12 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: floa
     return result
 
 
-def _final(outcome: Outcome, references: dict[str, float]) -> dict[str, Any]:
-    own = {"emulator": outcome.emulator, "plug_in": outcome.plug_in}
-    return {key: own.get(key, references.get(key)) for key in FINAL_KEYS}
+def _references(config: Config) -> Sequence[str]:
+    """The comparison runs asked for; real devices' data are not at the server, so none there."""
+    if config.strategy.references is not None:
+        return config.strategy.references
+    match config.federation:
+        case EdgeFederation():
+            return ()
+        case _:
+            return REFERENCES

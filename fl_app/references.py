@@ -65,7 +65,7 @@ def run_reference(name: str, overrides: str) -> float:
     """Makes one comparison run in this process and returns its measure on all test rows."""
     from fl_app.client_app import app
     from fl_app.config import load_config
-    from fl_app.job import federate, finish, measure, prepare
+    from fl_app.job import federate, measure_plug_in, prepare, require_progress
     from fl_app.local_grid import LocalGrid
     from fl_app.variants import as_reference
 
@@ -73,14 +73,13 @@ def run_reference(name: str, overrides: str) -> float:
     if name == "frozen" and config.model.task == "causal_lm":
         # A language model has no head to tune: frozen means untouched.
         untouched = prepare(as_reference(load_config(overrides), "federated_full"))
-        return measure(untouched, untouched.full.read(), untouched.test)["plug_in"]
+        return measure_plug_in(untouched, untouched.full.read(), untouched.test)
     bench = prepare(config)
     run_config = {"overrides": overrides, "reference": name}
     with LocalGrid(app, num_nodes=config.federation.num_devices, run_config=run_config) as grid:
-        outcome = finish(bench, federate(grid, bench, measure_rounds=False))
-    if outcome.plug_in is None:
-        raise RunError(f"comparison run '{name}' measured nothing")
-    return outcome.plug_in
+        outcome = federate(grid, bench, measure_rounds=False)
+    require_progress(outcome)
+    return measure_plug_in(bench, outcome.adapter, bench.test)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

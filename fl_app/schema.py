@@ -247,15 +247,14 @@ class StrategyConfig:
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
     round_test_rows: int | None = 200
     """Test rows measured after each round (the final figures use all); null: all."""
-    references: list[str] = field(
-        default_factory=lambda: ["frozen", "federated_full", "centralised"]
-    )
-    """Runs the server makes for comparison, in process, after the federation."""
+    references: list[str] | None = None
+    """Comparison runs at the server, in process, after the federation: any of frozen,
+    federated_full, centralised. null: all in simulation, none on real devices."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("strategy.num_rounds", self.num_rounds, self.num_rounds >= 1, "must be >= 1")
-        for name in self.references:
+        for name in self.references or []:
             one_of("strategy.references", name, ("frozen", "federated_full", "centralised"))
 
 

@@ -4,6 +4,7 @@ An adapter or update travels as one safetensors blob in one Flower ``Array``: no
 instead of one per tensor, and the bytes booked are the bytes sent.
 """
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -233,10 +234,12 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     Raises:
         WireError: with the reason the report books: ``error``, ``missing``, ``wrong-round``,
             ``wrong-device``, ``wrong-model``, ``wrong-layout``, ``damaged``, ``wrong-shape``,
-            ``wrong-dtype``, ``not-finite`` or ``bad-weight``.
+            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds`` or ``no-emulator``.
     """
     if message.has_error():
         raise WireError("error", str(message.error.reason))
+    if lacks_emulator(message):
+        raise WireError("no-emulator", "the device has no undamaged emulator, though it was sent")
     content = message.content
     config = content.config_records.get(CONFIG, ConfigRecord())
     _same("wrong-round", ROUND, _field(config, ROUND, int), order.round)
@@ -266,6 +269,8 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
     if not np.isfinite(loss):
         raise WireError("not-finite", f"{LOSS}={loss}")
+    if not 0 <= seconds < math.inf:
+        raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
     return Reply(order.device, update, num_examples, loss, seconds)
 
 

@@ -227,7 +227,8 @@ class FederatedDeft(Strategy):
 
     def _resend_lost(self, answered: dict[int, list[Message]]) -> dict[int, list[Message]]:
         """Sends the emulator again, within the round, to devices that lost their copy."""
-        lost = [d for d, replies in answered.items() if any(map(wire.lacks_emulator, replies))]
+        # Who asks for it and answers all the same has answered twice; that is judged later.
+        lost = [d for d, rs in answered.items() if len(rs) == 1 and wire.lacks_emulator(rs[0])]
         if not lost or self._grid is None:
             return answered
         log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
@@ -258,6 +259,7 @@ class FederatedDeft(Strategy):
             reply = wire.read_update(
                 messages[0], order=order, layout_hash=self._layout_hash, like=self._adapter
             )
+            self._require_finite(reply)
         except WireError as error:
             if "ActorDiedError" in str(error):
                 raise RunError(
@@ -272,6 +274,13 @@ class FederatedDeft(Strategy):
             round=order.round, device=device, phase="local", seconds=reply.seconds
         )
         return [reply]
+
+    def _require_finite(self, reply: wire.Reply) -> None:
+        """Refuses an update that is finite itself but overflows where updates are combined."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            entered = self._space.enter(updates.add(self._adapter, reply.update))
+        if not updates.is_finite(entered):
+            raise WireError("not-finite", "the update overflows where LoRA is combined")
 
     def _book(self, link: str, order: wire.Order, what: str, num_bytes: int) -> None:
         self._ledger.book(

@@ -72,8 +72,11 @@ class ProductSpace:
             stem = name.removesuffix(_PRODUCT)
             left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
             root = np.sqrt(values[: self._rank])
-            adapter[stem + _B] = (left[:, : self._rank] * root).astype(np.float32)
-            adapter[stem + _A] = (root[:, None] * right[: self._rank]).astype(np.float32)
+            # a map with fewer rows or columns than the rank has fewer singular values, too
+            spare = (0, self._rank - len(root))
+            tall, wide = left[:, : self._rank] * root, root[:, None] * right[: self._rank]
+            adapter[stem + _B] = np.pad(tall, ((0, 0), spare)).astype(np.float32)
+            adapter[stem + _A] = np.pad(wide, (spare, (0, 0))).astype(np.float32)
         return dict(sorted(adapter.items()))
 
 

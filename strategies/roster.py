@@ -4,6 +4,7 @@ Flower's node ids are random 64-bit numbers, new in every run. Devices are there
 partition id their node reports, and everything that must repeat from run to run uses that.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from flwr.serverapp import Grid
 from fl_app import wire
 from fl_app.errors import ConfigError, RunError, WireError
 from fl_app.schema import EdgeFederation, FederationConfig, SimulationFederation
+
+log = logging.getLogger("deft")
 
 _POLL_S = 0.2
 _SETTLE_S = 1.0
@@ -56,7 +59,8 @@ def call_roster(grid: Grid, federation: FederationConfig) -> Roster:
     hellos = _ask(grid, nodes, federation)
     by_partition: dict[int, wire.Hello] = {}
     for hello in hellos:
-        if hello.partition in by_partition:
+        known = by_partition.get(hello.partition)
+        if known is not None and known.node != hello.node:
             raise RunError(
                 f"two nodes say partition-id={hello.partition}; give every SuperNode its own "
                 '(--node-config "partition-id=... num-partitions=...")'
@@ -104,6 +108,8 @@ def _ask(grid: Grid, nodes: list[int], federation: FederationConfig) -> list[wir
             hellos.append(wire.read_hello(reply))
         except WireError as error:
             problems.append(str(error))
+    for problem in problems:
+        log.warning("a node is left out: it failed the hello with %s", problem)
     if not hellos:
         raise RunError(f"none of {len(nodes)} nodes answered the hello: {problems[:3]}")
     return hellos

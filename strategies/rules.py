@@ -46,7 +46,10 @@ _NOT_OPTIONS = {"self", "fraction_train", "fraction_evaluate", "min_train_nodes"
     "configrecord_key",
     "train_metrics_aggr_fn",
     "evaluate_metrics_aggr_fn",
+    "selection_rule",
 }
+_NUMBERS = {float: (int, float), int: (int,)}
+"""What does for a number; ``bool`` is an int for ``isinstance`` and does for neither."""
 _ARRAYS, _CONFIG, _METRICS, _WEIGHT = "arrays", "config", "metrics", "num-examples"
 
 
@@ -67,12 +70,19 @@ class ServerRule:
                 f"strategy.server_rule.name={name!r} is not allowed; "
                 f"choose one of {', '.join(RULES)}"
             )
-        known = set(inspect.signature(RULES[name].__init__).parameters) - _NOT_OPTIONS
-        if unknown := set(options) - known:
+        signature = inspect.signature(RULES[name].__init__).parameters
+        known = {key: type(signature[key].default) for key in set(signature) - _NOT_OPTIONS}
+        if unknown := set(options) - set(known):
             raise ConfigError(
                 f"strategy.server_rule.options has {sorted(unknown)}; {name} takes "
                 f"{', '.join(sorted(known)) or 'no options'}"
             )
+        for key, value in options.items():
+            if type(value) not in _NUMBERS[known[key]]:
+                raise ConfigError(
+                    f"strategy.server_rule.options.{key}={value!r} must be a number of type "
+                    f"{known[key].__name__}"
+                )
         try:
             self._strategy = RULES[name](**options)
         except (TypeError, ValueError) as error:

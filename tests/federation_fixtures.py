@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ class TinyFederation:
             "peft=lora",
             "peft.rank=2",
             "finetune.batch_size=8",
-            "finetune.max_steps=2",
+            "finetune.max_steps=1",
             "finetune.lr=0.01",
             "finetune.head_lr=0.05",
         ]
@@ -104,6 +105,7 @@ class Player:
     """Runs federations; a prepared server is kept and reset, for loading takes most of the time."""
 
     tiny: TinyFederation
+    warm_cache: Path
     _benches: dict[str, tuple[Bench, Update]] = field(default_factory=dict)
 
     def bench(self, overrides: str) -> tuple[Bench, Update]:
@@ -123,21 +125,31 @@ class Player:
         num_nodes: int | None = None,
         node_config: Mapping[int, Mapping[str, Any]] | None = None,
         reference: str = "",
+        warm: bool = False,
     ) -> Played:
-        """Runs one federation to its end."""
+        """Runs one federation to its end.
+
+        ``warm`` devices share one folder with those of earlier runs: they hold the emulator already
+        and their process is still there, which is faster.
+        """
         overrides = self.tiny.overrides(*more)
         bench, start = self.bench(overrides)
+        nodes = num_nodes or bench.config.federation.num_devices
         grid = FaultyGrid(
             app,
-            num_nodes=num_nodes or bench.config.federation.num_devices,
+            num_nodes=nodes,
             run_config={"overrides": overrides, "reference": reference},
             faults=faults,
             shuffle=shuffle,
-            node_config=node_config,
+            node_config=self._warmed(nodes) if warm else node_config,
         )
-        with grid:
+        # a round is over in milliseconds, so nobody needs a second to join
+        with grid, patch.multiple("strategies.roster", _SETTLE_S=0.02, _POLL_S=0.01):
             outcome = federate(grid, bench, measure_rounds=False)
         return Played(bench, start, outcome, grid)
+
+    def _warmed(self, num_nodes: int) -> dict[int, dict[str, str]]:
+        return {partition: {"cache-dir": str(self.warm_cache)} for partition in range(num_nodes)}
 
 
 @pytest.fixture(scope="session")
@@ -153,9 +165,9 @@ def tiny_federation(tmp_path_factory: pytest.TempPathFactory) -> TinyFederation:
 
 
 @pytest.fixture(scope="session")
-def player(tiny_federation: TinyFederation) -> Player:
+def player(tiny_federation: TinyFederation, tmp_path_factory: pytest.TempPathFactory) -> Player:
     """Runs tiny federations."""
-    return Player(tiny_federation)
+    return Player(tiny_federation, tmp_path_factory.mktemp("warm-cache"))
 
 
 def fedavg64(start: Update, updates: Sequence[Update], weights: Sequence[float]) -> Update:
@@ -183,5 +195,3 @@ def assert_float32_mean(
         assert np.abs(array - wanted[name]).max() <= bound
     moved = max(float(np.abs(given[name] - start[name]).max()) for name in given)
     assert moved > 0  # a federation that does nothing would pass every mean
-
-

@@ -5,8 +5,9 @@ test starts where a user starts: at a folder. Every weight is drawn, biases and 
 at their usual starting values (0 and 1) a lost or swapped one would go unseen.
 """
 
+import copy
+import dataclasses
 import json
-import string
 import warnings
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ IMAGE_SIZE = 8
 IMAGE_MEAN = (0.4, 0.5, 0.6)
 IMAGE_STD = (0.2, 0.25, 0.3)
 MAX_LENGTH = 16
-WORDS = tuple(string.ascii_letters[:40])
+WORDS = tuple(f"w{i}" for i in range(40))
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[EOS]")
 _SHAPE = {
     "hidden_size": 16,
@@ -91,11 +92,9 @@ def write_tokenizer(folder: Path, family: str, *, pad: bool) -> None:
     """Saves a tokenizer with one token per word; it ends or frames a text as the family's does."""
     names = {"unk_token": "[UNK]", "eos_token": "[EOS]", **({"pad_token": "[PAD]"} if pad else {})}
     if family == "qwen2":  # the library rebuilds this family's tokenizer as byte pairs, always
-        pieces = (*_SPECIAL, "Ġ", *WORDS, *(f"Ġ{word}" for word in WORDS))
+        pieces = (*_SPECIAL, "Ġ", "w", "Ġw", *"0123456789")
         transformers.Qwen2Tokenizer(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=[("Ġ", word) for word in WORDS],
-            **names,
+            vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("Ġ", "w")], **names
         ).save_pretrained(folder)
         return
     vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
@@ -117,7 +116,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
     fields: dict[str, Any] = {"eos_token_id": 4, "bos_token_id": 4}
     if family == "vit":
         fields = {}
-    return transformers.AutoConfig.for_model(family, **fields, **CONFIGS[family], **changes)
+    return transformers.AutoConfig.for_model(family, **(fields | CONFIGS[family] | changes))
 
 
 def draw_weights(model: Any, seed: int) -> None:
@@ -150,19 +149,33 @@ def write_checkpoint(folder: Path, family: str, task: str, **changes: Any) -> Pa
 
 
 class TinyModels:
-    """Checkpoints on disk, each written once; every ``load`` gives a model of its own."""
+    """Checkpoints on disk, each written, loaded and tokenised once for the whole test session."""
 
     def __init__(self, root: Path) -> None:
         """Writes below ``root``, on demand."""
         self._root = root
-        self.path = cache(self._write)
-
-    def _write(self, family: str, task: str) -> Path:
-        return write_checkpoint(self._root / f"{family}-{task}", family, task)
+        self.path = cache(self._path)
+        self._loaded = cache(self._load)
+        self.task = cache(self._task)
 
     def load(self, family: str, task: str) -> Backbone:
-        """Loads a checkpoint as the server does."""
+        """Returns what the server loads from a checkpoint; the model is the caller's to change."""
+        loaded = self._loaded(family, task)
+        return dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+
+    def batch(self, family: str, task: str, num_rows: int) -> dict[str, torch.Tensor]:
+        """Returns the first rows of ``tiny_examples`` as one padded batch."""
+        prepared = self.task(family, task)
+        return prepared.batch(prepared.encode(tiny_examples(num_rows)), range(num_rows))
+
+    def _path(self, family: str, task: str) -> Path:
+        return write_checkpoint(self._root / f"{family}-{task}", family, task)
+
+    def _load(self, family: str, task: str) -> Backbone:
         return load_backbone(str(self.path(family, task)), task=task, labels=LABELS, seed=0)
+
+    def _task(self, family: str, task: str) -> Task:
+        return task_of(self._loaded(family, task))
 
 
 def task_of(backbone: Backbone, max_length: int = MAX_LENGTH, **columns: Any) -> Task:

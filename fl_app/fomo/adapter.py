@@ -112,6 +112,8 @@ class Adapter:
         with warnings.catch_warnings():
             # GPT-2's fused projection is a transposed map; PEFT notices and says so each time.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            # PEFT reads this by the name that transformers has replaced.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             return peft.get_peft_model(model, config)
 
     def _canonical(self, name: str) -> str:

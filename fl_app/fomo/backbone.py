@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from torch import nn
@@ -88,29 +89,30 @@ def load_backbone(source: str, *, task: str, labels: tuple[str, ...], seed: int)
     try:
         config = transformers.AutoConfig.from_pretrained(source)
         family_of(config)
+        files = _input_files(source, task)
+        _set_padding(config, files)
         if task != "causal_lm":
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: i for i, label in enumerate(labels)}
-        model, info = auto_class(task, config).from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
+        with torch.random.fork_rng(devices=[]):  # a new head is drawn, below, from its own stream
+            model, info = auto_class(task, config).from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, ImportError, safetensors.SafetensorError) as error:
         raise ModelError(
             f"cannot load the model '{source}' for task {task}: {error}. Check model.path or "
             "model.name; without network only local folders and model=minilm work"
         ) from error
-    files = _input_files(source, task)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     new = sorted(set(info["missing_keys"]) | mismatched)
     heads = head_modules(model, task)
     if body := [name for name in new if name.split(".")[0] not in heads]:
         raise ModelError(f"the checkpoint '{source}' lacks weights of the model's body: {body[:5]}")
     _draw_head(model, new, seed)
-    _set_padding(model, files)
     model.eval().requires_grad_(False)
     return Backbone(
         model=model,
@@ -139,7 +141,10 @@ def _input_files(source: str, task: str) -> dict[str, str]:
             processor, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
             (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor))
         else:
-            transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up, for lack of a file
+                raise ModelError(f"'{source}' holds no tokenizer; add its tokenizer.json")
+            tokenizer.save_pretrained(folder)
             transformers.AutoConfig.from_pretrained(source).save_pretrained(folder)
         return {
             path.name: path.read_text(encoding="utf-8")
@@ -160,7 +165,18 @@ def _draw_head(model: nn.Module, names: list[str], seed: int) -> None:
             nn.init.normal_(parameter, std=0.02, generator=stream)
 
 
-def _set_padding(model: Any, files: dict[str, str]) -> None:
-    """Gives decoder classifiers a padding token: they pool the last token that is no padding."""
-    if "tokenizer_config.json" in files and model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer_from(files).pad_token_id
+def _set_padding(config: Any, files: dict[str, str]) -> None:
+    """Makes model and tokenizer agree: decoder classifiers pool the last token that is no padding.
+
+    Raises:
+        ModelError: the model has no embedding for the tokenizer's padding.
+    """
+    if "tokenizer_config.json" not in files:
+        return
+    pad = tokenizer_from(files).pad_token_id
+    if pad is not None and pad >= config.vocab_size:
+        raise ModelError(
+            f"the tokenizer pads with token {pad}, the model knows 0..{config.vocab_size - 1}; set "
+            "pad_token in tokenizer_config.json to one of the model's own tokens"
+        )
+    config.pad_token_id = pad

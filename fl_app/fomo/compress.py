@@ -130,14 +130,24 @@ def unpack_matrix(
     try:
         keep = np.ones(size, np.bool_)
         if how.sparsity > 0.0:
-            keep = np.unpackbits(parts["mask"].astype(np.uint8), count=size).astype(np.bool_)
+            mask = _part(parts, "mask", -(-size // 8)).astype(np.uint8)
+            keep = np.unpackbits(mask, count=size).astype(np.bool_)
+        kept = int(keep.sum())
         if how.bits is None:
-            values = parts["values"].astype(np.float32)
+            values = _part(parts, "values", kept).astype(np.float32)
         else:
-            codes = unpack_codes(parts["codes"].astype(np.uint8), how.bits, int(keep.sum()))
-            values = dequantise(codes, parts["span"].astype(np.float32))
+            packed = _part(parts, "codes", -(-kept * how.bits // 8)).astype(np.uint8)
+            span = _part(parts, "span", 2).astype(np.float32)
+            values = dequantise(unpack_codes(packed, how.bits, kept), span)
         matrix = np.zeros(size, np.float32)
         matrix[keep] = values
     except (KeyError, ValueError) as error:
         raise ModelError(f"a packed matrix of shape {shape} is damaged: {error}") from error
     return matrix.reshape(shape)
+
+
+def _part(parts: Mapping[str, NDArray[np.generic]], name: str, length: int) -> NDArray[np.generic]:
+    """Returns one part; NumPy would pad a short one with zeros, or stretch a single value."""
+    if parts[name].shape != (length,):
+        raise ValueError(f"'{name}' has shape {parts[name].shape}, expected ({length},)")
+    return parts[name]

@@ -21,6 +21,7 @@ from fl_app.fomo.compress import Compression, pack_matrix, unpack_matrix
 from fl_app.fomo.emulator import Split, empty_model, middle_parameters
 
 _FORMAT = "deft-emulator/1"
+_HEADER = "deft"
 WIRE_DTYPES = ("auto", "float16", "float32")
 
 
@@ -81,13 +82,13 @@ def pack(package: EmulatorPackage, how: Compression, wire_dtype: str = "auto") -
             tensors[name] = _narrow(array, exact)
     header = {
         "format": _FORMAT,
-        "config": package.model.config.to_json_string(use_diff=False),
+        "config": _portable(package.model.config),
         "task": package.task,
-        "labels": json.dumps(package.labels),
-        "files": json.dumps(package.files, sort_keys=True),
-        "split": json.dumps([*_numbers(package.split)]),
-        "compression": json.dumps([how.sparsity, how.bits]),
-        "packed": json.dumps(packed, sort_keys=True),
+        "labels": list(package.labels),
+        "files": package.files,
+        "split": _numbers(package.split),
+        "compression": [how.sparsity, how.bits],
+        "packed": packed,
     }
     return _save(tensors, header)
 
@@ -99,17 +100,25 @@ def unpack(blob: bytes) -> EmulatorPackage:
         ModelError: the blob is no emulator of this format, or is damaged.
     """
     try:
-        tensors = safetensors.numpy.load(blob)
-        header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-        if header["format"] != _FORMAT:
-            raise ModelError(f"unknown emulator format {header['format']!r}, expected {_FORMAT}")
-        fields = json.loads(header["config"])
-        config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-        split = Split(*json.loads(header["split"]))
-        how = Compression(*json.loads(header["compression"]))
-        packed: dict[str, list[int]] = json.loads(header["packed"])
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        return _rebuild(blob)
+    except ModelError:
+        raise
+    # A damaged configuration goes through transformers and torch, which raise whatever they like.
+    except Exception as error:
         raise ModelError(f"the emulator blob is damaged: {error}") from error
+
+
+def _rebuild(blob: bytes) -> EmulatorPackage:
+    tensors = safetensors.numpy.load(blob)
+    outer = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+    header = json.loads(outer[_HEADER])
+    if header["format"] != _FORMAT:
+        raise ModelError(f"unknown emulator format {header['format']!r}, expected {_FORMAT}")
+    fields = header["config"]
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    split = Split(*header["split"])
+    how = Compression(*header["compression"])
+    packed: dict[str, list[int]] = header["packed"]
     state = {}
     for name in _untied_names(tensors):
         if name in packed:
@@ -130,8 +139,8 @@ def unpack(blob: bytes) -> EmulatorPackage:
         model=model.eval().requires_grad_(False),
         split=split,
         task=header["task"],
-        labels=tuple(json.loads(header["labels"])),
-        files=json.loads(header["files"]),
+        labels=tuple(header["labels"]),
+        files=header["files"],
     )
 
 
@@ -170,6 +179,15 @@ def _untied_names(tensors: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(key.split("|")[0] for key in tensors))
 
 
-def _save(tensors: dict[str, np.ndarray[Any, Any]], header: dict[str, str]) -> bytes:
+def _portable(config: Any) -> dict[str, Any]:
+    """Returns a configuration without the path of its checkpoint: that is no content."""
+    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    fields.pop("_name_or_path", None)
+    return fields
+
+
+def _save(tensors: dict[str, np.ndarray[Any, Any]], header: dict[str, Any]) -> bytes:
+    """Serialises; one metadata entry only, for safetensors writes several in random order."""
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    return safetensors.numpy.save(ordered, metadata=header)
+    text = json.dumps(header, sort_keys=True)
+    return safetensors.numpy.save(ordered, metadata={_HEADER: text})

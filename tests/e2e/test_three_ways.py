@@ -1,0 +1,74 @@
+"""The same job by all three ways in: Ray simulation, SuperLink with SuperNodes, in process.
+
+Real Flower processes, a tiny model; what is compared is the hash of the adapter's bytes.
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fl_app.result import read_result
+from scripts.deploy_loopback import LoopbackFlower
+from scripts.flower import ROOT, LocalFlower
+from scripts.simulate import simulate
+from tests.federation_fixtures import TinyFederation
+
+pytestmark = pytest.mark.e2e
+
+_DEVICES = 3
+_TIMEOUT_S = 300.0
+
+
+@pytest.fixture
+def words(tiny_federation: TinyFederation) -> list[str]:
+    text = tiny_federation.overrides(f"federation.num_devices={_DEVICES}", "seed=7")
+    return shlex.split(text)
+
+
+@pytest.fixture
+def in_process(words: list[str], tmp_path: Path) -> str:
+    folder = tmp_path / "in-process"
+    assert simulate(shlex.join([*words, f"output.dir={folder}"])) == 0
+    sha = read_result(folder).adapter_sha256
+    assert sha is not None
+    return sha
+
+
+def test_flwr_run_twice_equals_the_in_process_grid(
+    words: list[str], in_process: str, tmp_path: Path
+) -> None:
+    schema = json.loads((ROOT / "docs" / "result.schema.json").read_text())
+    results = []
+    with LocalFlower(num_supernodes=2) as flower:
+        for name in ("first", "second"):
+            outcome = flower.run(words, output_dir=tmp_path / name, timeout_s=_TIMEOUT_S)
+            assert outcome.verdict == "ok", outcome.reason
+            jsonschema.validate(outcome.result, schema)
+            results.append(outcome.result)
+        broken = flower.run(
+            [*words, "peft.rnk=3"], output_dir=tmp_path / "broken", timeout_s=_TIMEOUT_S
+        )
+    first, second = results
+    assert first["adapter_sha256"] == second["adapter_sha256"] == in_process
+    assert first["final"] == second["final"]
+    assert first["ledger"] == second["ledger"]
+    assert first["rounds"][-1]["devices"] == list(range(_DEVICES))
+    assert broken.verdict == "failed"
+    assert "peft.rnk" in str(broken.reason)
+    assert "rank" in str(broken.reason)
+
+
+def test_three_supernodes_on_loopback_equal_the_in_process_grid(
+    words: list[str], in_process: str, tmp_path: Path
+) -> None:
+    with LoopbackFlower(num_nodes=_DEVICES) as flower:
+        outcome = flower.run(
+            [*words, "federation=edge"], output_dir=tmp_path / "edge", timeout_s=_TIMEOUT_S
+        )
+    assert outcome.verdict == "ok", outcome.reason
+    assert outcome.result is not None
+    assert outcome.result["adapter_sha256"] == in_process
+    assert outcome.result["rounds"][-1]["devices"] == list(range(_DEVICES))

@@ -1,0 +1,310 @@
+"""The adapter: names, starting values, plug-in round trip, and PEFT's own format."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from fl_app.errors import ModelError
+from fl_app.finetune import LocalTuning, tune
+from fl_app.fomo.adapter import Adapter, LoraSpec
+from fl_app.fomo.backbone import Backbone, auto_class, head_modules
+from fl_app.fomo.blocks import block_of, num_blocks, stack_paths
+from fl_app.fomo.emulator import Split, build_emulator, full_split
+from fl_app.seeding import generator
+from fl_app.updates import Update
+from tests.fixtures_models import (
+    CASES,
+    DEPTH,
+    TinyModels,
+    logits_of,
+    state_bytes,
+    tiny_examples,
+)
+
+_SPLIT = Split(1, 2, 1, DEPTH)
+_TUNED = ("lora_", "modules_to_save")  # what PEFT adds to the names of tuned weights
+_TUNING = LocalTuning(
+    epochs=1,
+    max_steps=2,
+    batch_size=4,
+    lr=0.01,
+    head_lr=0.01,
+    weight_decay=0.0,
+    clip_norm=1.0,
+    proximal_mu=0.0,
+)
+
+
+def _spec(**changes: Any) -> LoraSpec:
+    settings: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": (), "train_a": True}
+    return LoraSpec(**(settings | changes))
+
+
+def _adapter(
+    model: Any,
+    task: str,
+    blocks: Sequence[int] = tuple(range(DEPTH)),
+    spec: LoraSpec | None = None,
+    seed: int = 0,
+    split: Split = _SPLIT,
+) -> Adapter:
+    return Adapter(
+        model,
+        blocks=blocks,
+        tuned_blocks=split.outer,
+        heads=head_modules(model, task),
+        spec=spec or _spec(),
+        seed=seed,
+    )
+
+
+def _head_only(backbone: Backbone) -> Adapter:
+    return Adapter(
+        backbone.model,
+        blocks=range(num_blocks(backbone.model.config)),
+        tuned_blocks=(),
+        heads=head_modules(backbone.model, backbone.task),
+        spec=None,
+        seed=0,
+    )
+
+
+def _random(like: Update) -> Update:
+    """Draws values for all tunable parameters, large enough to show in the logits."""
+    rng = generator(0, "adapter")
+    return {
+        name: rng.normal(0, 0.3, array.shape).astype(np.float32) for name, array in like.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("train_a", [True, False])
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_plug_in_round_trip_and_plain_peft(
+    tiny: TinyModels, family: str, task: str, train_a: bool, tmp_path: Path
+) -> None:
+    """An adapter tuned on the emulator goes into the full model, and from there into plain PEFT.
+
+    On the way: a new adapter changes no logit bit, tuning changes the adapter and no frozen weight
+    of either model, and ``peft.PeftModel`` on the untouched checkpoint gives the same logits.
+    """
+    backbone = tiny.load(family, task)
+    batch = tiny.batch(family, task, 5)
+    prepared = tiny.task(family, task)
+    emulator = build_emulator(backbone.model, task, _SPLIT)
+    bare = [logits_of(model, batch) for model in (backbone.model, emulator)]
+    spec = _spec(train_a=train_a)
+    full = _adapter(backbone.model, task, spec=spec)
+    emulated = _adapter(emulator, task, _SPLIT.blocks, spec)
+    started = [logits_of(adapter.model, batch) for adapter in (full, emulated)]
+    assert all(torch.equal(one, two) for one, two in zip(bare, started, strict=True))
+    start = full.read()
+    assert emulated.layout_hash() == full.layout_hash()
+    same = emulated.read()
+    assert all(same[name].tobytes() == start[name].tobytes() for name in start)
+
+    frozen = [state_bytes(adapter.model, but=_TUNED) for adapter in (full, emulated)]
+    encoded = prepared.encode(tiny_examples(8))
+    for adapter in (emulated, full):
+        tune(adapter.model, adapter.parameters, prepared, encoded, _TUNING, generator(0, "tune"))
+    assert [state_bytes(adapter.model, but=_TUNED) for adapter in (full, emulated)] == frozen
+    tuned = emulated.read()
+    assert all((tuned[name] != start[name]).any() for name in start)
+
+    full.write(tuned)
+    assert state_bytes(full.model, but=_TUNED) == frozen[0]
+    assert all(full.read()[name].tobytes() == tuned[name].tobytes() for name in tuned)
+    plugged = logits_of(full.model, batch)
+    assert not torch.equal(plugged, bare[0])
+
+    full.save(tmp_path)
+    base = auto_class(task, backbone.model.config).from_pretrained(tiny.path(family, task))
+    reloaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    assert torch.equal(logits_of(reloaded, batch), plugged)
+
+    full.write(start)
+    assert torch.equal(logits_of(full.model, batch), bare[0])  # unplugged again
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (2, 1, 0), (0, 3, 1), (1, 3, 1)])
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
+def test_only_the_outer_blocks_get_layers_under_their_full_names(
+    tiny: TinyModels, family: str, numbers: tuple[int, int, int]
+) -> None:
+    """Names carry full-model indices, whatever the emulator's own numbering."""
+    backbone = tiny.load(family, "causal_lm")
+    split = Split(*numbers, DEPTH)
+    emulator = build_emulator(backbone.model, "causal_lm", split)
+    full = _adapter(backbone.model, "causal_lm", split=split)
+    emulated = _adapter(emulator, "causal_lm", split.blocks, split=split)
+    assert list(emulated.parameters) == list(full.parameters) == sorted(full.parameters)
+    stacks = stack_paths(backbone.model)
+    places = {block_of(name.removeprefix("base_model.model."), stacks) for name in full.parameters}
+    assert places == {(stack, index) for stack in stacks for index in split.outer}
+
+
+def test_plug_in_equals_the_emulator_where_nothing_is_dropped(tiny: TinyModels) -> None:
+    """With n = L_mid the two are one model."""
+    backbone = tiny.load("roberta", "sequence_classification")
+    batch = tiny.batch("roberta", "sequence_classification", 6)
+    split = full_split(backbone.model.config, 2, 1)
+    emulator = build_emulator(backbone.model, backbone.task, split)
+    full = _adapter(backbone.model, backbone.task, split=split)
+    emulated = _adapter(emulator, backbone.task, split.blocks, split=split)
+    values = _random(full.read())
+    full.write(values)
+    emulated.write(values)
+    assert torch.equal(logits_of(full.model, batch), logits_of(emulated.model, batch))
+
+
+def test_lora_layer_adds_scale_times_b_a(tiny: TinyModels) -> None:
+    """W + (alpha / rank) B A, by merging it into the weights by hand."""
+    backbone = tiny.load("llama", "causal_lm")
+    batch = tiny.batch("llama", "causal_lm", 4)
+    plain = tiny.load("llama", "causal_lm").model
+    adapter = _adapter(backbone.model, "causal_lm", spec=_spec(rank=3, alpha=5.0))
+    values = _random(adapter.read())
+    adapter.write(values)
+    weights = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name in values:
+            if ".lora_B." in name:
+                product = values[name] @ values[name.replace("lora_B", "lora_A")]
+                map_name = name.removeprefix("base_model.model.").replace("lora_B.", "")
+                weights[map_name].add_(torch.from_numpy(5.0 / 3.0 * product))
+    torch.testing.assert_close(logits_of(adapter.model, batch), logits_of(plain, batch))
+
+
+def test_head_alone_has_the_names_of_the_head_in_a_peft_adapter(tiny: TinyModels) -> None:
+    """So the frozen baseline's head and an adapter's head are the same parameters."""
+    for family in ("bert", "roberta", "distilbert", "t5", "opt"):
+        task = "sequence_classification"
+        wrapped = _adapter(tiny.load(family, task).model, task)
+        alone = _head_only(tiny.load(family, task))
+        heads = {name for name in wrapped.parameters if ".lora_" not in name}
+        assert heads == set(alone.parameters)
+
+
+def test_head_alone_tunes_the_head_alone(tiny: TinyModels, tmp_path: Path) -> None:
+    """Everything but the head keeps its bits; there is no PEFT adapter to save."""
+    backbone = tiny.load("bert", "sequence_classification")
+    batch = tiny.batch("bert", "sequence_classification", 5)
+    bare = logits_of(backbone.model, batch)
+    adapter = _head_only(backbone)
+    assert torch.equal(logits_of(adapter.model, batch), bare)
+    before = state_bytes(adapter.model, but=("classifier",))
+    prepared = tiny.task("bert", "sequence_classification")
+    encoded = prepared.encode(tiny_examples(8))
+    tune(adapter.model, adapter.parameters, prepared, encoded, _TUNING, generator(0, "tune"))
+    assert state_bytes(adapter.model, but=("classifier",)) == before
+    assert not torch.equal(logits_of(adapter.model, batch), bare)
+    with pytest.raises(ModelError, match="peft=head tunes no PEFT adapter"):
+        adapter.save(tmp_path)
+
+
+def test_nothing_to_tune_is_an_error(tiny: TinyModels) -> None:
+    """A language model has no head of its own."""
+    with pytest.raises(ModelError, match=r"nothing to tune.*choose peft=lora"):
+        _head_only(tiny.load("gpt2", "causal_lm"))
+
+
+def test_unknown_target_is_an_error(tiny: TinyModels) -> None:
+    """The text names the setting, the value, the blocks and the family."""
+    with pytest.raises(ModelError, match=r"peft\.targets=\['q_lin'\].*\[0, 4\].*bert"):
+        _adapter(
+            tiny.load("bert", "sequence_classification").model,
+            "sequence_classification",
+            spec=_spec(targets=("q_lin",)),
+        )
+
+
+def test_chosen_targets_replace_the_default(tiny: TinyModels) -> None:
+    """Names of maps inside a block."""
+    adapter = _adapter(
+        tiny.load("opt", "causal_lm").model, "causal_lm", spec=_spec(targets=("fc1",))
+    )
+    assert {name.split(".")[-3] for name in adapter.parameters} == {"fc1"}
+
+
+def test_frozen_a_is_not_a_parameter(tiny: TinyModels) -> None:
+    """What is not tuned is not sent."""
+    model = tiny.load("bert", "sequence_classification").model
+    adapter = _adapter(model, "sequence_classification", spec=_spec(train_a=False))
+    assert not any("lora_A" in name for name in adapter.parameters)
+    assert any("lora_B" in name for name in adapter.parameters)
+
+
+def test_starting_values_come_from_named_streams(tiny: TinyModels) -> None:
+    """A is uniform on +-1/sqrt(d_in) and depends on the seed alone; B is zero."""
+
+    def start(seed: int) -> Update:
+        model = tiny.load("bert", "sequence_classification").model
+        return _adapter(model, "sequence_classification", spec=_spec(rank=64), seed=seed).read()
+
+    torch.manual_seed(1)
+    one = start(7)
+    torch.manual_seed(2)
+    two = start(7)
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    draws = [array for name, array in one.items() if "lora_A" in name]
+    others = [array for name, array in start(8).items() if "lora_A" in name]
+    assert not any((a == b).any() for a, b in zip(draws, others, strict=True))
+    assert all((array == 0).all() for name, array in one.items() if "lora_B" in name)
+    bound = 1 / np.sqrt(16)
+    for draw in draws:  # 1024 entries; the chance to miss the outer 2 % of both ends is below 1e-8
+        assert draw.shape == (64, 16)
+        assert -bound <= draw.min() < -0.96 * bound
+        assert 0.96 * bound < draw.max() <= bound
+        assert abs(draw.mean()) < 5 * bound / np.sqrt(3 * draw.size)
+
+
+def test_write_refuses_what_does_not_fit(tiny: TinyModels) -> None:
+    """A missing, additional or misshapen array; the adapter stays as it was."""
+    model = tiny.load("gpt2", "causal_lm").model
+    adapter = _adapter(model, "causal_lm")
+    good = adapter.read()
+    name = next(iter(good))
+    misfits: list[Update] = [
+        {key: value for key, value in good.items() if key != name},
+        {**good, "more": np.zeros(1, np.float32)},
+        {**good, name: good[name].T.copy()},
+        {},
+    ]
+    for misfit in misfits:
+        with pytest.raises(ModelError, match="adapter does not fit the model"):
+            adapter.write(misfit)
+    assert all(adapter.read()[key].tobytes() == good[key].tobytes() for key in good)
+
+
+def test_read_is_a_copy(tiny: TinyModels) -> None:
+    """Later tuning must not change an update already read."""
+    adapter = _adapter(tiny.load("gpt2", "causal_lm").model, "causal_lm")
+    before = adapter.read()
+    adapter.write(_random(before))
+    assert all((array == 0).all() for name, array in before.items() if "lora_B" in name)
+
+
+def test_layout_hash_tells_layouts_apart(tiny: TinyModels) -> None:
+    """Rank, targets, blocks and whether A is tuned all change it; the seed and values do not."""
+
+    def layout(split: Split = _SPLIT, seed: int = 0, **changes: Any) -> str:
+        model = tiny.load("gpt2", "causal_lm").model
+        return _adapter(
+            model, "causal_lm", spec=_spec(**changes), split=split, seed=seed
+        ).layout_hash()
+
+    hashes = [
+        layout(),
+        layout(rank=3),
+        layout(train_a=False),
+        layout(targets=("c_proj",)),
+        layout(split=Split(2, 1, 1, DEPTH)),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert layout(seed=5, alpha=9.0) == hashes[0]

@@ -1,0 +1,5 @@
+"""Fixtures of the strategy tests."""
+
+from tests.federation_fixtures import player, tiny_federation
+
+__all__ = ["player", "tiny_federation"]
