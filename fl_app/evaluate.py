@@ -26,4 +26,6 @@ def evaluate(model: Any, task: Task, encoded: Encoded, *, batch_size: int = 64) 
             batch = task.batch(encoded, [int(i) for i in order[start : start + batch_size]])
             part, size = task.score(model, batch)
             total, count = total + part, count + size
+    if count == 0:
+        raise DataError("the test set has no token to predict; its texts are empty")
     return task.measure(total, count)

@@ -42,7 +42,7 @@ from fl_app.seeding import generator
 from fl_app.settings import columns_of, lora_spec, split_of
 from fl_app.tasks import Encoded, Task, build_task
 from fl_app.updates import Update
-from strategies.build import build_strategy
+from strategies.build import build_rule, build_strategy
 from strategies.roster import call_roster
 
 log = logging.getLogger("deft")
@@ -115,6 +115,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     """
     torch.set_num_threads(1)  # the same sums whatever the machine is doing
     settings = emulator_settings(config)
+    build_rule(config.strategy.server_rule)  # a rule that is refused is refused before the work
     material = material or load_material(config)
     log.info("loading the foundation model")
     backbone = load_backbone(

@@ -11,7 +11,7 @@ from fl_app.data.embedded import load_embedded
 from fl_app.data.examples import Examples, label_names
 from fl_app.data.partition import partition
 from fl_app.data.source import Splits, load_hub, load_local, require_columns
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, DataError
 from fl_app.schema import Config, EmbeddedData, HubData, LocalData
 from fl_app.seeding import generator
 
@@ -65,7 +65,18 @@ class Material:
         )
 
     def of_device(self, device: int) -> Examples:
-        """Returns the training rows of one simulated device."""
+        """Returns the training rows of one simulated device.
+
+        Raises:
+            DataError: the training rows were not dealt to so many devices.
+        """
+        total = self.config.federation.num_devices
+        if not 0 <= device < total:
+            raise DataError(
+                f"partition-id={device} has no share: the training rows are dealt to "
+                f"federation.num_devices={total} devices; raise it, or give the node its own file "
+                'with --node-config "data-path=..."'
+            )
         return self.train.take(self.partition[device])
 
 

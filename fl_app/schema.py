@@ -5,6 +5,7 @@ setting it is an error. Checks of one field sit in its ``__post_init__``.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from fl_app.errors import ConfigError
@@ -91,7 +92,7 @@ class LoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
-        require("peft.alpha", self.alpha, self.alpha > 0, "must be > 0")
+        require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
         one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors"))
 
 
@@ -114,7 +115,8 @@ class PartitionConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         one_of("data.partition.kind", self.kind, ("iid", "dirichlet", "column", "quantity"))
-        require("data.partition.alpha", self.alpha, self.alpha > 0, "must be > 0")
+        finite = 0 < self.alpha < inf
+        require("data.partition.alpha", self.alpha, finite, "must be > 0 and finite")
         one_of("data.partition.law", self.law, ("linear", "square", "exponential"))
         require(
             "data.partition.column",
@@ -134,7 +136,7 @@ class DataConfig:
     """null: plain text, the loss is on every token of the completion column."""
     completion_column: str = "completion"
     image_column: str = "image"
-    public_fraction: float = 0.0
+    public_fraction: float = 0.1
     """Share of the training rows kept at the server as public data (for distillation), [0, 1)."""
     limit_train: int | None = None
     """Use only this many training rows, drawn by the seed."""
@@ -179,8 +181,8 @@ class HubData(DataConfig):
 class DistilConfig:
     """Alignment of the emulator's middle with the FoMo's on public data; steps=0 turns it off."""
 
-    steps: int = 0
-    lr: float = 1e-4
+    steps: int = 100
+    lr: float = 5e-4
     batch_size: int = 16
     lm_weight: float = 1.0
     kd_weight: float = 30.0
@@ -188,19 +190,23 @@ class DistilConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("strategy.emulator.distil.steps", self.steps, self.steps >= 0, "must be >= 0")
-        require("strategy.emulator.distil.lr", self.lr, self.lr > 0, "must be > 0")
+        ok = 0 < self.lr < inf
+        require("strategy.emulator.distil.lr", self.lr, ok, "must be > 0 and finite")
         size = self.batch_size
         require("strategy.emulator.distil.batch_size", size, size >= 1, "must be >= 1")
+        for key, weight in (("lm_weight", self.lm_weight), ("kd_weight", self.kd_weight)):
+            ok = 0 <= weight < inf
+            require(f"strategy.emulator.distil.{key}", weight, ok, "must be >= 0 and finite")
 
 
 @dataclass
 class EmulatorConfig:
     """The split l-n-r and the compression of the middle."""
 
-    left: int = 1
-    middle: int = 2
+    left: int = 0
+    middle: int = 3
     """n: middle blocks kept; -1 keeps all (then nothing is dropped)."""
-    right: int = 1
+    right: int = 2
     sparsity: float = 0.0
     """Share of each middle matrix pruned by magnitude, [0, 1)."""
     bits: int | None = None
@@ -243,9 +249,9 @@ class ServerRuleConfig:
 class StrategyConfig:
     """What all strategies share."""
 
-    num_rounds: int = 8
+    num_rounds: int = 10
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
-    round_test_rows: int | None = 200
+    round_test_rows: int | None = 100
     """Test rows measured after each round (the final figures use all); null: all."""
     references: list[str] | None = None
     """Comparison runs at the server, in process, after the federation: any of frozen,
@@ -254,6 +260,9 @@ class StrategyConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("strategy.num_rounds", self.num_rounds, self.num_rounds >= 1, "must be >= 1")
+        rows = self.round_test_rows
+        ok = rows is None or rows >= 1
+        require("strategy.round_test_rows", rows, ok, "must be >= 1, or null for all")
         for name in self.references or []:
             one_of("strategy.references", name, ("frozen", "federated_full", "centralised"))
 
@@ -301,7 +310,7 @@ class FinetuneConfig:
     batch_size: int = 8
     lr: float = 5e-3
     """AdamW learning rate of LoRA."""
-    head_lr: float = 1e-2
+    head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
@@ -315,8 +324,9 @@ class FinetuneConfig:
         require("finetune.max_steps", steps, steps is None or steps >= 1, "must be >= 1 or null")
         for key in ("lr", "head_lr", "clip_norm"):
             value = getattr(self, key)
-            require(f"finetune.{key}", value, value > 0, "must be > 0")
-        require("finetune.weight_decay", self.weight_decay, self.weight_decay >= 0, "must be >= 0")
+            require(f"finetune.{key}", value, 0 < value < inf, "must be > 0 and finite")
+        decay = self.weight_decay
+        require("finetune.weight_decay", decay, 0 <= decay < inf, "must be >= 0 and finite")
 
 
 @dataclass

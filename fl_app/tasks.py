@@ -119,7 +119,9 @@ class SequenceClassification(Classification):
     def encode(self, examples: Examples) -> Encoded:
         """Tokenises, cut to ``max_length``."""
         texts = [str(text) for text in examples.column(self._columns.text)]
-        ids = self._tokenizer(texts, truncation=True, max_length=self._max_length)["input_ids"]
+        ids: list[list[int]] = []
+        if texts:  # tokenizers fail on an empty list
+            ids = self._tokenizer(texts, truncation=True, max_length=self._max_length)["input_ids"]
         return Encoded(ids, self._targets(examples), np.array([len(i) for i in ids], np.int64))
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
@@ -209,7 +211,9 @@ class CausalLm:
 
     def _ids(self, texts: Iterable[Any]) -> list[list[int]]:
         strings = [str(text) for text in texts]
-        ids: list[list[int]] = self._tokenizer(strings, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = []
+        if strings:  # tokenizers fail on an empty list
+            ids = self._tokenizer(strings, add_special_tokens=False)["input_ids"]
         return ids
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:

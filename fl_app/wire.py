@@ -82,7 +82,7 @@ def blob_of(record: ArrayRecord) -> bytes:
 
 def to_blob(update: Mapping[str, NDArray[np.float32]]) -> bytes:
     """Serialises named arrays, sorted by name."""
-    ordered = {name: np.ascontiguousarray(update[name]) for name in sorted(update)}
+    ordered = {name: np.asarray(update[name], order="C") for name in sorted(update)}
     return safetensors.numpy.save(ordered)
 
 

@@ -2,7 +2,14 @@
 
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
-from fl_app.schema import ChannelConfig, Config, EmulatorDownloadStrategy, IdealChannel, LoraConfig
+from fl_app.schema import (
+    ChannelConfig,
+    Config,
+    EmulatorDownloadStrategy,
+    IdealChannel,
+    LoraConfig,
+    ServerRuleConfig,
+)
 from strategies.base import FederatedDeft
 from strategies.emulator_download import EmulatorDownload
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
@@ -20,6 +27,15 @@ def build_uplink(channel: ChannelConfig) -> Uplink:
             raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
 
 
+def build_rule(rule: ServerRuleConfig) -> ServerRule:
+    """Turns the choice of a rule into the rule.
+
+    Raises:
+        ConfigError: unknown rule or option.
+    """
+    return ServerRule(rule.name, rule.options)
+
+
 def build_strategy(
     config: Config, *, roster: Roster, ledger: Ledger, layout_hash: str, emulator: bytes
 ) -> FederatedDeft:
@@ -27,7 +43,6 @@ def build_strategy(
     space: LoraSpace = FactorSpace()
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank)
-    rule = ServerRule(config.strategy.server_rule.name, config.strategy.server_rule.options)
     drawn = config.federation.devices_per_round or len(roster.devices)
     match config.strategy:
         case EmulatorDownloadStrategy():
@@ -36,7 +51,7 @@ def build_strategy(
                 roster=roster,
                 uplink=build_uplink(config.channel),
                 space=space,
-                rule=rule,
+                rule=build_rule(config.strategy.server_rule),
                 ledger=ledger,
                 layout_hash=layout_hash,
                 devices_per_round=min(drawn, len(roster.devices)),

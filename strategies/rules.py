@@ -141,4 +141,5 @@ class ServerRule:
 
 
 def _record(update: Update) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.ascontiguousarray(update[name])) for name in sorted(update)})
+    ordered = {name: np.asarray(update[name], order="C") for name in sorted(update)}
+    return ArrayRecord({name: Array(array) for name, array in ordered.items()})

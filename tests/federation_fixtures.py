@@ -19,6 +19,7 @@ from fl_app.config import load_config
 from fl_app.job import Bench, Outcome, federate, prepare
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from fl_app.variants import as_reference
 from tests.fakes import Exchange, Fault, FaultyGrid
 from tests.fixtures_models import write_checkpoint
 
@@ -48,6 +49,10 @@ class TinyFederation:
 
     model: Path
     data: Path
+
+    def rows(self) -> list[str]:
+        """Returns the training rows as they stand in the file."""
+        return (self.data / "train.tsv").read_text().splitlines()[1:]
 
     def overrides(self, *more: str) -> str:
         """Returns an override string; later words win."""
@@ -108,12 +113,13 @@ class Player:
     warm_cache: Path
     _benches: dict[str, tuple[Bench, Update]] = field(default_factory=dict)
 
-    def bench(self, overrides: str) -> tuple[Bench, Update]:
+    def bench(self, overrides: str, reference: str = "") -> tuple[Bench, Update]:
         """Returns a prepared server at its starting adapter, and a copy of that adapter."""
-        if overrides not in self._benches:
-            bench = prepare(load_config(overrides))
-            self._benches[overrides] = bench, bench.full.read()
-        bench, start = self._benches[overrides]
+        key = f"{reference}: {overrides}"
+        if key not in self._benches:
+            bench = prepare(as_reference(load_config(overrides), reference))
+            self._benches[key] = bench, bench.full.read()
+        bench, start = self._benches[key]
         bench.full.write(start)
         return bench, {name: array.copy() for name, array in start.items()}
 
@@ -126,6 +132,7 @@ class Player:
         node_config: Mapping[int, Mapping[str, Any]] | None = None,
         reference: str = "",
         warm: bool = False,
+        measure_rounds: bool = False,
     ) -> Played:
         """Runs one federation to its end.
 
@@ -133,7 +140,7 @@ class Player:
         and their process is still there, which is faster.
         """
         overrides = self.tiny.overrides(*more)
-        bench, start = self.bench(overrides)
+        bench, start = self.bench(overrides, reference)
         nodes = num_nodes or bench.config.federation.num_devices
         grid = FaultyGrid(
             app,
@@ -145,7 +152,7 @@ class Player:
         )
         # a round is over in milliseconds, so nobody needs a second to join
         with grid, patch.multiple("strategies.roster", _SETTLE_S=0.02, _POLL_S=0.01):
-            outcome = federate(grid, bench, measure_rounds=False)
+            outcome = federate(grid, bench, measure_rounds=measure_rounds)
         return Played(bench, start, outcome, grid)
 
     def _warmed(self, num_nodes: int) -> dict[int, dict[str, str]]:

@@ -52,7 +52,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_dim": 24,
         "max_position_embeddings": 32,
     },
-    "gpt2": {**_TOKENS, "n_embd": 16, "n_layer": DEPTH, "n_head": 2, "n_positions": 32},
+    "gpt2": {
+        **_TOKENS,
+        "pad_token_id": None,
+        "n_embd": 16,
+        "n_layer": DEPTH,
+        "n_head": 2,
+        "n_positions": 32,
+    },
     "opt": {
         **_TOKENS,
         "hidden_size": 16,
@@ -62,7 +69,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "word_embed_proj_dim": 16,
         "max_position_embeddings": 32,
     },
-    "llama": _GROUPED,
+    "llama": {**_GROUPED, "pad_token_id": None},
     "mistral": {**_GROUPED, "sliding_window": 4},
     # a window in the upper blocks alone: the kind of attention must follow its block
     "qwen2": {**_GROUPED, "use_sliding_window": True, "sliding_window": 2, "max_window_layers": 2},
@@ -92,9 +99,11 @@ def write_tokenizer(folder: Path, family: str, *, pad: bool) -> None:
     """Saves a tokenizer with one token per word; it ends or frames a text as the family's does."""
     names = {"unk_token": "[UNK]", "eos_token": "[EOS]", **({"pad_token": "[PAD]"} if pad else {})}
     if family == "qwen2":  # the library rebuilds this family's tokenizer as byte pairs, always
-        pieces = (*_SPECIAL, "Ġ", "w", "Ġw", *"0123456789")
+        pieces: tuple[str, ...] = (*_SPECIAL, "Ġ", "w", "Ġw", *"0123456789")
         transformers.Qwen2Tokenizer(
-            vocab={piece: i for i, piece in enumerate(pieces)}, merges=[("Ġ", "w")], **names
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=[("Ġ", "w")],  # type: ignore[list-item]  # its annotation is too narrow
+            **names,
         ).save_pretrained(folder)
         return
     vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *WORDS))}
@@ -107,7 +116,8 @@ def write_tokenizer(folder: Path, family: str, *, pad: bool) -> None:
         inner.post_processor = processors.TemplateProcessing(
             single=frame, special_tokens=[(name, vocabulary[name]) for name in _SPECIAL]
         )
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    tokenizer = fast(tokenizer_object=inner, **names)
     tokenizer.save_pretrained(folder)
 
 
@@ -139,7 +149,7 @@ def write_checkpoint(folder: Path, family: str, task: str, **changes: Any) -> Pa
     draw_weights(model, seed=0)
     model.save_pretrained(folder)
     if family == "vit":
-        settings = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
+        settings: dict[str, Any] = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
         settings |= {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     else:

@@ -124,12 +124,19 @@ def load_backbone(source: str, *, task: str, labels: tuple[str, ...], seed: int)
 
 
 def tokenizer_from(files: dict[str, str]) -> Any:
-    """Builds the tokenizer from its files alone (the same code on server and device)."""
+    """Builds the tokenizer from its files alone (the same code on server and device).
+
+    It pads with the model's padding token, so that a saved adapter works on the untouched model;
+    where the model names none, with the tokenizer's own, or else with the end token.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
+        pad = transformers.AutoConfig.from_pretrained(folder).pad_token_id
+    if pad is not None and 0 <= pad < len(tokenizer):  # some configurations say -1 for none
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -17,6 +17,7 @@ from fl_app.fomo.blocks import stack_paths
 from fl_app.fomo.emulator import Split, middle_parameters
 
 Batch = dict[str, torch.Tensor]
+_IGNORED = -100  # label of padding, by the convention of transformers
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def distil(
             teacher(**_inputs(batch))
         with _hidden_states(student, behind_student) as given:
             task_loss = loss(student, batch) if loss else student(**_inputs(batch)).logits.sum() * 0
-        terms = [alignment_loss(t, s, _mask(batch, t)) for t, s in zip(wanted, given, strict=True)]
+        terms = [
+            alignment_loss(t, s, mask)
+            for t, s, mask in zip(wanted, given, _masks(batch, wanted), strict=True)
+        ]
         total = settings.lm_weight * task_loss + settings.kd_weight * torch.stack(terms).mean()
         if not torch.isfinite(total):
             raise ModelError(
@@ -132,9 +136,10 @@ def _inputs(batch: Batch) -> Batch:
     return {k: v for k, v in batch.items() if k != "labels" or v.ndim > 1}
 
 
-def _mask(batch: Batch, states: torch.Tensor) -> torch.Tensor:
-    """The padding mask where its shape fits these states (images and decoders have none)."""
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.shape == states.shape[:2]:
-        return mask
-    return torch.ones(states.shape[:2])
+def _masks(batch: Batch, states: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns which states are of real tokens, for each stack (images have no padding)."""
+    first = batch.get("attention_mask", torch.ones(states[0].shape[:2]))
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim > 1 and len(states) > 1:
+        return [first, labels != _IGNORED]  # the decoder runs along the labels, with their padding
+    return [first] * len(states)

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -57,6 +58,16 @@ class LateGrid(FaultyGrid):
         return super().deliver(message) * int(how)
 
 
+Late = Callable[..., LateGrid]
+
+
+@pytest.fixture
+def late() -> Iterator[Late]:
+    """Makes grids and closes them."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(LateGrid(*args, **kwargs))
+
+
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strategies.roster._POLL_S", 0.005)
@@ -76,93 +87,94 @@ def _nodes(*places: int) -> list[int]:
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 5, 7])
-def test_simulated_devices_are_dealt_to_nodes_by_partition(num_nodes: int) -> None:
+def test_simulated_devices_are_dealt_to_nodes_by_partition(late: Late, num_nodes: int) -> None:
     """Node ids mean nothing: here they run against the partition ids."""
     partitions = list(reversed(range(num_nodes)))
-    roster = call_roster(LateGrid(partitions), _simulation(5))
+    roster = call_roster(late(partitions), _simulation(5))
     assert roster.devices == [0, 1, 2, 3, 4]
     wanted = [FIRST_NODE_ID + partitions.index(d % num_nodes) for d in range(5)]
     assert [roster.node_of[device] for device in roster.devices] == wanted
 
 
-def test_a_real_node_is_one_device_named_by_its_partition() -> None:
-    roster = call_roster(LateGrid([9, 4, 7]), _edge(3))
+def test_a_real_node_is_one_device_named_by_its_partition(late: Late) -> None:
+    roster = call_roster(late([9, 4, 7]), _edge(3))
     assert roster.node_of == dict(zip([4, 7, 9], _nodes(1, 2, 0), strict=True))
     assert roster.devices == [4, 7, 9]
 
 
-def test_a_real_federation_takes_in_whoever_has_come() -> None:
-    assert call_roster(LateGrid([0, 1, 2, 3]), _edge(3)).devices == [0, 1, 2, 3]
+def test_a_real_federation_takes_in_whoever_has_come(late: Late) -> None:
+    assert call_roster(late([0, 1, 2, 3]), _edge(3)).devices == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("federation", [_simulation(4), _edge(4)])
-def test_it_waits_until_enough_nodes_are_there(federation: FederationConfig) -> None:
-    grid = LateGrid([0, 1, 2, 3], joined=[0, 0, 1, 3, 4])
+def test_it_waits_until_enough_nodes_are_there(late: Late, federation: FederationConfig) -> None:
+    grid = late([0, 1, 2, 3], joined=[0, 0, 1, 3, 4])
     assert call_roster(grid, federation).devices == [0, 1, 2, 3]
     assert grid.looks == 5
 
 
-def test_simulated_nodes_that_have_settled_are_enough() -> None:
+def test_simulated_nodes_that_have_settled_are_enough(late: Late) -> None:
     """Flower may start fewer nodes than there are devices, and says nowhere how many."""
-    grid = LateGrid([0, 1, 2], joined=[0, 1, 1, 3])
+    grid = late([0, 1, 2], joined=[0, 1, 1, 3])
     started = time.monotonic()
     roster = call_roster(grid, _simulation(6))
     assert set(roster.node_of.values()) == set(_nodes(0, 1, 2))
     assert 0.05 <= time.monotonic() - started < 5
 
 
-def test_real_nodes_are_waited_for_to_the_end_and_then_the_run_goes_on() -> None:
+def test_real_nodes_are_waited_for_to_the_end_and_then_the_run_goes_on(late: Late) -> None:
     started = time.monotonic()
-    roster = call_roster(LateGrid([0, 1]), _edge(3, join_timeout_s=0.3))
+    roster = call_roster(late([0, 1]), _edge(3, join_timeout_s=0.3))
     assert roster.devices == [0, 1]
     assert time.monotonic() - started >= 0.3
 
 
 @pytest.mark.parametrize("kind", [SimulationFederation, EdgeFederation])
-def test_without_a_node_there_is_no_run(kind: type[FederationConfig]) -> None:
-    grid = LateGrid([0], joined=[0] * 1000)
+def test_without_a_node_there_is_no_run(late: Late, kind: type[FederationConfig]) -> None:
+    grid = late([0], joined=[0] * 1000)
     with pytest.raises(RunError, match=r"no node joined within federation\.join_timeout_s=0\.05"):
         call_roster(grid, kind(num_devices=1, join_timeout_s=0.05))
 
 
-def test_two_nodes_with_one_partition_are_refused() -> None:
+def test_two_nodes_with_one_partition_are_refused(late: Late) -> None:
     with pytest.raises(RunError, match="partition-id=3; give every SuperNode its own"):
-        call_roster(LateGrid([3, 5, 3]), _edge(3))
+        call_roster(late([3, 5, 3]), _edge(3))
 
 
-def test_one_node_that_answers_twice_is_one_node() -> None:
-    roster = call_roster(LateGrid([0, 1], answers={1: 2}), _edge(2))
+def test_one_node_that_answers_twice_is_one_node(late: Late) -> None:
+    roster = call_roster(late([0, 1], answers={1: 2}), _edge(2))
     assert roster.devices == [0, 1]
 
 
 def test_a_node_that_fails_its_hello_is_left_out_and_logged(
+    late: Late,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="deft"):
-        roster = call_roster(LateGrid([0, 1, 2], answers={1: "raises"}), _edge(3))
+        roster = call_roster(late([0, 1, 2], answers={1: "raises"}), _edge(3))
     assert roster.devices == [0, 2]
     assert "OSError: disk full" in caplog.text
 
 
-def test_a_silent_node_is_left_out() -> None:
-    assert call_roster(LateGrid([0, 1, 2], answers={1: 0}), _edge(3)).devices == [0, 2]
+def test_a_silent_node_is_left_out(late: Late) -> None:
+    assert call_roster(late([0, 1, 2], answers={1: 0}), _edge(3)).devices == [0, 2]
 
 
-def test_a_node_without_a_partition_is_told_apart() -> None:
-    grid = LateGrid([0, 1])
+def test_a_node_without_a_partition_is_told_apart(late: Late) -> None:
+    grid = late([0, 1])
     del grid.contexts[1].node_config["partition-id"]
     assert call_roster(grid, _edge(2)).devices == [0]
 
 
-def test_no_answer_at_all_ends_the_run_with_the_reasons() -> None:
-    grid = LateGrid([0, 1], answers={0: "raises", 1: "raises"})
-    with pytest.raises(RunError, match="none of 2 nodes answered the hello.*disk full"):
+def test_no_answer_at_all_ends_the_run_with_the_reasons(late: Late) -> None:
+    grid = late([0, 1], answers={0: "raises", 1: "raises"})
+    with pytest.raises(RunError, match=r"none of 2 nodes answered the hello.*disk full"):
         call_roster(grid, _edge(2))
 
 
-def test_an_unknown_kind_of_federation_is_refused() -> None:
+def test_an_unknown_kind_of_federation_is_refused(late: Late) -> None:
     with pytest.raises(ConfigError, match="FederationConfig"):
-        call_roster(LateGrid([0]), FederationConfig(num_devices=1))
+        call_roster(late([0]), FederationConfig(num_devices=1))
 
 
 def test_a_roster_knows_who_holds_what() -> None:

@@ -30,12 +30,12 @@ def flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _adapters(num_rows: int, seed: int = 0) -> tuple[Update, list[Update], np.ndarray]:
-    """An adapter, tuned ones (both signs, not square) and unequal weights."""
+    """An adapter, tuned ones (both signs, not square, a lone number) and unequal weights."""
     rng = np.random.default_rng(seed)
-    shapes = {"a": (3, 5), "b": (4,), "c": (2, 1)}
+    shapes = {"a": (3, 5), "b": (4,), "c": (2, 1), "d": ()}
 
     def draw() -> Update:
-        return {k: rng.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
+        return {k: np.asarray(rng.normal(size=s), np.float32) for k, s in shapes.items()}
 
     return draw(), [draw() for _ in range(num_rows)], rng.integers(1, 99, num_rows).astype(float)
 

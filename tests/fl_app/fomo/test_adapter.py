@@ -84,8 +84,15 @@ def _random(like: Update) -> Update:
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("train_a", [True, False])
-@pytest.mark.parametrize(("family", "task"), CASES)
+@pytest.mark.parametrize(
+    ("family", "task", "train_a"),
+    [
+        *((*case, True) for case in CASES),
+        ("bert", "sequence_classification", False),
+        ("gpt2", "causal_lm", False),
+        ("t5", "causal_lm", False),
+    ],
+)
 def test_plug_in_round_trip_and_plain_peft(
     tiny: TinyModels, family: str, task: str, train_a: bool, tmp_path: Path
 ) -> None:
@@ -125,6 +132,8 @@ def test_plug_in_round_trip_and_plain_peft(
 
     full.save(tmp_path)
     base = auto_class(task, backbone.model.config).from_pretrained(tiny.path(family, task))
+    # transformers demands a padding token of decoder classifiers; GPT-2 and LLaMA name none
+    base.config.pad_token_id = getattr(backbone.model.config, "pad_token_id", None)
     reloaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     assert torch.equal(logits_of(reloaded, batch), plugged)
 
@@ -132,8 +141,8 @@ def test_plug_in_round_trip_and_plain_peft(
     assert torch.equal(logits_of(full.model, batch), bare[0])  # unplugged again
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 2), (2, 1, 0), (0, 3, 1), (1, 3, 1)])
-@pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (2, 1, 0), (1, 3, 1)])
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
 def test_only_the_outer_blocks_get_layers_under_their_full_names(
     tiny: TinyModels, family: str, numbers: tuple[int, int, int]
 ) -> None:

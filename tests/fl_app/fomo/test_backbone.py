@@ -193,9 +193,18 @@ def test_end_token_pads_where_there_is_no_padding_token(tiny: TinyModels) -> Non
         assert tokenizer_from(tiny.load(family, "causal_lm").files).pad_token_id == pad
 
 
-@pytest.mark.parametrize("pad_in_config", [None, 0, 4])
-@pytest.mark.parametrize("pad_in_tokenizer", [True, False])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("family", "pad_in_tokenizer", "pad_in_config"),
+    [
+        ("gpt2", True, None),
+        ("gpt2", True, 4),
+        ("gpt2", True, -1),
+        ("gpt2", False, None),
+        ("gpt2", False, 0),
+        ("llama", False, None),
+        ("llama", True, 4),
+    ],
+)
 def test_decoder_classifier_looks_at_the_last_real_token(
     tmp_path: Path, family: str, pad_in_tokenizer: bool, pad_in_config: int | None
 ) -> None:
@@ -207,20 +216,21 @@ def test_decoder_classifier_looks_at_the_last_real_token(
     task = task_of(backbone)
     encoded = task.encode(tiny_examples(6))
     assert len(set(encoded.lengths.tolist())) > 1
+    if pad_in_config in (0, 4):  # the checkpoint's own word stands: plain transformers reads it
+        assert backbone.model.config.pad_token_id == pad_in_config
     together = logits_of(backbone.model, task.batch(encoded, range(6)))
     for i in range(6):
         alone = logits_of(backbone.model, task.batch(encoded, [i]))[0]
         torch.testing.assert_close(alone, together[i])
 
 
-def test_padding_token_the_model_does_not_know(headless: Path) -> None:
+def test_padding_token_the_model_does_not_know(tmp_path: Path) -> None:
     """Else the first padded batch dies of an index error."""
-    config = json.loads((headless / "tokenizer_config.json").read_text())
-    (headless / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "[NEW]"}))
-    fields = json.loads((headless / "config.json").read_text())
-    (headless / "config.json").write_text(json.dumps({**fields, "vocab_size": 45}))
+    folder = write_checkpoint(tmp_path / "llama", "llama", _CLASSES, vocab_size=45)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "[NEW]"}))
     with pytest.raises(ModelError, match=r"pads with token 45, the model knows 0\.\.44"):
-        load_backbone(str(headless), task=_CLASSES, labels=LABELS, seed=0)
+        load_backbone(str(folder), task=_CLASSES, labels=LABELS, seed=0)
 
 
 def test_real_models(assets: Path) -> None:

@@ -50,7 +50,7 @@ def _rounding(values: Floats) -> float:
     return 2 * _EPS * (float(np.abs(values).max()) + float(np.ptp(values)))
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(matrix=_matrices, sparsity=_sparsities)
 def test_pruning_takes_exactly_the_smallest_magnitudes(matrix: Floats, sparsity: float) -> None:
     """floor(s size) entries, the ones a plain sort picks, ties in memory order."""
@@ -63,7 +63,7 @@ def test_pruning_takes_exactly_the_smallest_magnitudes(matrix: Floats, sparsity:
         assert np.abs(matrix[~keep]).max() <= np.abs(matrix[keep]).min()
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(matrix=_matrices.filter(lambda m: m.size > 0), bits=_bits)
 def test_quantiser_has_2_to_the_bits_levels_and_errs_by_half_a_step(
     matrix: Floats, bits: int
@@ -110,7 +110,7 @@ def test_error_halves_with_every_bit_up_to_16() -> None:
     assert errors[-1] < errors[0] / 2**13
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(bits=_bits, data=st.data())
 def test_packing_is_gapless_and_bit_exact(bits: int, data: st.DataObject) -> None:
     """The bytes of text of binary digits; ceil(size bits / 8) of them; and back."""
@@ -123,7 +123,7 @@ def test_packing_is_gapless_and_bit_exact(bits: int, data: st.DataObject) -> Non
     assert np.array_equal(unpack_codes(packed, bits, codes.size), codes)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(matrix=_matrices, sparsity=_sparsities, bits=st.one_of(st.none(), _bits))
 def test_matrix_round_trip(matrix: Floats, sparsity: float, bits: int | None) -> None:
     """Pruned entries are zero; survivors are exact, or within half a step of *their* range."""

@@ -83,7 +83,7 @@ def test_alignment_loss_ignores_masked_positions_of_both() -> None:
     noise = 1e3 * _states(3) * (1 - _MASK).unsqueeze(-1)
     student = (student + noise).requires_grad_(True)
     loss = alignment_loss(teacher - noise, student, _MASK)
-    assert float(loss) == pytest.approx(float(plain), rel=1e-12)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
     loss.backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
     assert (student.grad[_MASK == 0] == 0).all()
@@ -92,16 +92,16 @@ def test_alignment_loss_ignores_masked_positions_of_both() -> None:
 
 @pytest.mark.parametrize(("family", "task"), _CASES)
 def test_only_the_middle_moves_and_the_loss_falls(tiny: TinyModels, family: str, task: str) -> None:
-    """40 steps on one batch; teacher and the emulator's outer blocks keep every bit."""
+    """15 steps on one batch; teacher and the emulator's outer blocks keep every bit."""
     teacher = tiny.load(family, task).model
     student = build_emulator(teacher, task, _SPLIT)
     middle = tuple(middle_parameters(student, _SPLIT))
     outer, whole = state_bytes(student, but=middle), state_bytes(teacher)
     before = state_bytes(student)
     batch = tiny.batch(family, task, 8)
-    history = distil(teacher, student, _SPLIT, [batch] * 40, None, _settings(steps=40))
-    assert len(history) == 40
-    assert history[-1] < 0.8 * history[0]
+    history = distil(teacher, student, _SPLIT, [batch] * 15, None, _settings(steps=15))
+    assert len(history) == 15
+    assert history[-1] < 0.9 * history[0]
     assert state_bytes(teacher) == whole
     assert state_bytes(student, but=middle) == outer
     after = state_bytes(student)
@@ -215,8 +215,8 @@ def test_distillation_helps_the_emulator_imitate(tiny: TinyModels) -> None:
     seen, unseen = ({n: v[i] for n, v in batch.items()} for i in (slice(64), slice(64, 96)))
     wanted = logits_of(teacher, unseen)
     before = float((logits_of(student, unseen) - wanted).square().mean())
-    distil(teacher, student, _SPLIT, [seen] * 60, None, _settings(steps=60, lr=0.005))
-    assert float((logits_of(student, unseen) - wanted).square().mean()) < 0.7 * before
+    distil(teacher, student, _SPLIT, [seen] * 30, None, _settings(steps=30))
+    assert float((logits_of(student, unseen) - wanted).square().mean()) < 0.8 * before
 
 
 def test_divergence_is_an_error(tiny: TinyModels) -> None:
@@ -225,6 +225,6 @@ def test_divergence_is_an_error(tiny: TinyModels) -> None:
     student = build_emulator(teacher, _CLASSES, _SPLIT)
     with torch.no_grad():
         student.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    batch = tiny.batch("bert", _CLASSES, 2)
     with pytest.raises(ModelError, match=r"diverged at step 1; lower strategy.*distil\.lr=0\.01"):
-        batch = tiny.batch("bert", _CLASSES, 2)
         distil(teacher, student, _SPLIT, [batch], None, _settings())

@@ -1,0 +1,245 @@
+"""The three tasks: inputs, losses and measures against slow references."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fl_app.data.examples import Examples
+from fl_app.errors import DataError, ModelError
+from fl_app.fomo.backbone import tokenizer_from
+from fl_app.tasks import IGNORED, CausalLm, Columns, build_task
+from tests.fixtures_models import (
+    CASES,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    LABELS,
+    TinyModels,
+    logits_of,
+    task_of,
+    tiny_examples,
+)
+from tests.oracles.likelihood import decoder_nll, encoder_decoder_nll, log_probability
+
+_CLASSES = "sequence_classification"
+_LANGUAGE = tuple(family for family, task in CASES if task == "causal_lm")
+_DECODERS = tuple(family for family in _LANGUAGE if family != "t5")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] != "causal_lm"])
+def test_classification_loss_and_hits_by_hand(tiny: TinyModels, case: tuple[str, str]) -> None:
+    """Mean of -log softmax at the label, and the number of largest logits there."""
+    model, task = tiny.load(*case).model, tiny.task(*case)
+    batch = tiny.batch(*case, 9)
+    rows = logits_of(model, batch).double().tolist()
+    labels = batch["labels"].tolist()
+    wanted = -sum(log_probability(row, label) for row, label in zip(rows, labels, strict=True)) / 9
+    hits = sum(max(row) == row[label] for row, label in zip(rows, labels, strict=True))
+    with torch.inference_mode():
+        assert float(task.loss(model, batch)) == pytest.approx(wanted, rel=1e-5)
+        assert task.score(model, batch) == (hits, 9)
+    assert task.measure(6, 9) == pytest.approx(2 / 3)
+    assert (task.metric, task.higher_is_better) == ("accuracy", True)
+
+
+@pytest.mark.parametrize(("family", "task_name"), CASES)
+def test_padding_does_not_change_logits(tiny: TinyModels, family: str, task_name: str) -> None:
+    """A row in a batch has the logits of the row alone, up to rounding of float32."""
+    model, task = tiny.load(family, task_name).model, tiny.task(family, task_name)
+    encoded = task.encode(tiny_examples(6))
+    together = logits_of(model, task.batch(encoded, range(6)))
+    for i in range(6):
+        alone = logits_of(model, task.batch(encoded, [i]))[0]
+        real = slice(None) if task_name != "causal_lm" else slice(len(encoded.targets[i]))
+        torch.testing.assert_close(together[i][real], alone[real], rtol=1e-4, atol=1e-4)
+
+
+def test_text_batches(tiny: TinyModels) -> None:
+    """Token ids of the tokenizer's own, padded on the right, in the order asked for."""
+    task = tiny.task("bert", _CLASSES)
+    rows = Examples({"text": ["w0 w1 w2", "w3"], "label": ["hot", "cold"]})
+    encoded = task.encode(rows)
+    assert encoded.lengths.tolist() == [5, 3]
+    assert len(encoded) == 2
+    batch = task.batch(encoded, [1, 0])
+    assert batch["input_ids"].tolist() == [[1, 8, 2, 0, 0], [1, 5, 6, 7, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [LABELS.index("cold"), LABELS.index("hot")]
+
+
+def test_long_texts_are_cut_with_their_frame_kept(tiny: TinyModels) -> None:
+    """The closing token stays (T5 classifies at it)."""
+    for family, frame in (("bert", (1, 2)), ("t5", (5, 4))):
+        task = task_of(tiny.load(family, _CLASSES), max_length=6)
+        rows = Examples({"text": ["w0 " * 30], "label": ["hot"]})
+        ids = task.encode(rows).rows[0]
+        assert len(ids) == 6
+        assert (ids[0], ids[-1]) == frame
+
+
+def test_columns_by_name(tiny: TinyModels) -> None:
+    """Other names for text and label; labels may be integers; a missing column is named."""
+    backbone = tiny.load("bert", _CLASSES)
+    task = task_of(backbone, text="review", label="stars")
+    rows = tiny_examples(3)
+    renamed = {"review": rows.column("text"), "stars": rows.column("label")}
+    assert task.encode(Examples(renamed)).rows == tiny.task("bert", _CLASSES).encode(rows).rows
+    with pytest.raises(DataError, match="no column 'stars'"):
+        task.encode(Examples({"review": ["w1"]}))
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8, 3), (4, 8, 8)])
+def test_image_normalisation_by_hand(tiny: TinyModels, shape: tuple[int, ...]) -> None:
+    """(value / 255 - mean) / std per channel, channels first; grey is repeated."""
+    task = tiny.task("vit", "image_classification")
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    encoded = task.encode(Examples({"image": pixels, "label": ["hot"] * 4}))
+    batch = task.batch(encoded, [2, 0])["pixel_values"]
+    assert batch.shape == (2, 3, 8, 8)
+    assert batch.dtype == torch.float32
+    for place, row in enumerate((2, 0)):
+        for channel, y, x in np.ndindex(3, 8, 8):
+            value = pixels[row, y, x] if len(shape) == 3 else pixels[row, y, x, channel]
+            wanted = (int(value) / 255 - IMAGE_MEAN[channel]) / IMAGE_STD[channel]
+            assert float(batch[place, channel, y, x]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_images_of_another_size(tiny: TinyModels) -> None:
+    """The text names the column and both sizes."""
+    task = tiny.task("vit", "image_classification")
+    rows = Examples({"image": np.zeros((1, 6, 8, 3), np.uint8), "label": ["hot"]})
+    with pytest.raises(DataError, match=r"column 'image' are \(6, 8\) pixels.*takes \(8, 8\)"):
+        task.encode(rows)
+
+
+def _ids(backbone: Any, texts: list[str]) -> list[list[int]]:
+    tokenizer = tokenizer_from(backbone.files)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+@pytest.mark.parametrize("with_prompt", [True, False])
+@pytest.mark.parametrize("family", _DECODERS)
+def test_decoder_loss_is_on_the_completion_alone(
+    tiny: TinyModels, family: str, with_prompt: bool
+) -> None:
+    """Sum over examples, one at a time, of -log softmax at each completion token and the end."""
+    backbone = tiny.load(family, "causal_lm")
+    task = task_of(backbone, max_length=64, prompt="prompt" if with_prompt else None)
+    rows = tiny_examples(6)
+    end = [4]
+    completions = _ids(backbone, list(rows.column("completion")))
+    prompts = _ids(backbone, list(rows.column("prompt"))) if with_prompt else [[]] * 6
+    parts = [
+        decoder_nll(backbone.model, prompt, completion + end)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    nats, tokens = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    assert tokens == sum(len(c) + with_prompt for c in completions)
+    batch = task.batch(task.encode(rows), range(6))
+    with torch.inference_mode():
+        total, count = task.score(backbone.model, batch)
+        loss = float(task.loss(backbone.model, batch))
+    assert count == tokens
+    assert total == pytest.approx(nats, rel=1e-5)
+    assert loss == pytest.approx(nats / tokens, rel=1e-5)
+    assert task.measure(total, count) == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert (task.metric, task.higher_is_better) == ("perplexity", False)
+
+
+def test_encoder_decoder_loss_is_on_the_completion(tiny: TinyModels) -> None:
+    """The encoder reads the prompt and its end; the decoder writes the completion and its end."""
+    backbone = tiny.load("t5", "causal_lm")
+    rows = tiny_examples(6)
+    prompts, completions = (
+        [[*ids, 4] for ids in _ids(backbone, list(rows.column(name)))]
+        for name in ("prompt", "completion")
+    )
+    parts = [
+        encoder_decoder_nll(backbone.model, prompt, completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    nats, tokens = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    task = tiny.task("t5", "causal_lm")
+    encoded = task.encode(rows)
+    assert encoded.rows == prompts
+    assert encoded.targets == completions
+    with torch.inference_mode():
+        total, count = task.score(backbone.model, task.batch(encoded, range(6)))
+    assert count == tokens
+    assert total == pytest.approx(nats, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", _LANGUAGE)
+def test_long_prompt_loses_its_beginning_and_the_completion_stays(
+    tiny: TinyModels, family: str
+) -> None:
+    """What is closest to the answer matters most."""
+    task = task_of(tiny.load(family, "causal_lm"), max_length=8)
+    backbone = tiny.load(family, "causal_lm")
+    prompt = " ".join(f"w{i}" for i in range(9))
+    long = " ".join(f"w{i}" for i in range(20))
+    rows = Examples({"prompt": [prompt, prompt, "w1"], "completion": ["w7 w8", long, "w2"]})
+    encoded = task.encode(rows)
+    (prompt_ids, *_), (short_ids, long_ids, last_ids) = (
+        _ids(backbone, list(rows.column(name))) for name in ("prompt", "completion")
+    )
+    one_ids = _ids(backbone, ["w1"])[0]
+    if family == "t5":
+        assert encoded.rows == [[*prompt_ids, 4][-8:], [*prompt_ids, 4][-8:], [*one_ids, 4]]
+        assert encoded.targets == [[*short_ids, 4], long_ids[:8], [*last_ids, 4]]
+        return
+    kept = prompt_ids[-(8 - len(short_ids) - 1) :]
+    assert encoded.rows == [
+        [*kept, *short_ids, 4],
+        long_ids[:8],
+        [*one_ids, *last_ids, 4],
+    ]
+    assert encoded.targets == [
+        [IGNORED] * len(kept) + [*short_ids, 4],
+        long_ids[:8],
+        [IGNORED] * len(one_ids) + [*last_ids, 4],
+    ]
+    assert encoded.lengths.tolist() == [len(row) for row in encoded.rows]
+
+
+def test_loss_pads_labels_with_what_is_ignored(tiny: TinyModels) -> None:
+    """Not with the padding token: for GPT-2 that is the end, which must be predicted."""
+    task = tiny.task("gpt2", "causal_lm")
+    rows = Examples({"prompt": ["w0", "w0 w1"], "completion": ["w2", "w2 w3"]})
+    batch = task.batch(task.encode(rows), [0, 1])
+    assert batch["input_ids"].tolist() == [[5, 7, 4, 4, 4], [5, 6, 7, 8, 4]]
+    assert batch["labels"].tolist() == [[-100, 7, 4, -100, -100], [-100, -100, 7, 8, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def test_encoder_decoder_needs_a_prompt_column(tiny: TinyModels) -> None:
+    """The text names the setting."""
+    with pytest.raises(ModelError, match=r"needs data\.prompt_column"):
+        task_of(tiny.load("t5", "causal_lm"), prompt=None)
+
+
+def test_unknown_task(tiny: TinyModels) -> None:
+    """Never a silent default."""
+    backbone = tiny.load("bert", _CLASSES)
+    with pytest.raises(ModelError, match=r"model\.task='regression' is unknown"):
+        build_task(
+            "regression",
+            files=backbone.files,
+            labels=LABELS,
+            columns=Columns(),
+            max_length=8,
+            model_config=backbone.model.config,
+        )
+
+
+def test_batch_without_a_predicted_token_has_no_loss(tiny: TinyModels) -> None:
+    """Empty texts: nothing to predict, so zero and not NaN, for the step must not poison."""
+    backbone = tiny.load("gpt2", "causal_lm")
+    task = task_of(backbone, prompt=None)
+    assert isinstance(task, CausalLm)
+    batch = task.batch(task.encode(Examples({"completion": ["", ""]})), [0, 1])
+    with torch.inference_mode():
+        assert float(task.loss(backbone.model, batch)) == 0.0
+        assert task.score(backbone.model, batch) == (0.0, 0.0)
