@@ -94,8 +94,8 @@ def output_folder(overrides: str) -> Path:
     base = Path.cwd() / "outputs"
     if not os.access(Path.cwd(), os.W_OK):  # a SuperLink may have been started anywhere
         base = Path.home() / "deft-outputs"
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = base / f"{stamp}-{os.getpid()}"
+    # to the microsecond: small runs of one process may follow each other within a second
+    folder = base / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True, exist_ok=True)
     link = base / "latest"
     temporary = base / f".latest-{os.getpid()}"
@@ -117,6 +117,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: floa
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
     final |= run_references(_references(config), overrides)
+    compared = time.monotonic()
     result = RunResult(
         verdict="ok",
         reason=None,
@@ -124,7 +125,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: floa
         final=final,
         rounds=outcome.rounds,
         ledger=outcome.ledger.as_dict(),
-        seconds=time.monotonic() - started,
+        seconds=compared - started,
         seed=config.seed,
         versions=package_versions(),
         config=to_dict(config),
@@ -133,7 +134,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: floa
         timings={
             "prepare": prepared - started,
             "federation": federated - prepared,
-            "references": time.monotonic() - federated,
+            "references": compared - federated,
         },
     )
     write_result(folder, result)

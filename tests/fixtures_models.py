@@ -21,6 +21,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 from fl_app.data.examples import Examples
 from fl_app.fomo.backbone import Backbone, auto_class, load_backbone
+from fl_app.fomo.emulator import Split, build_emulator
+from fl_app.fomo.package import EmulatorPackage
 from fl_app.seeding import generator
 from fl_app.tasks import Columns, Task, build_task
 
@@ -216,6 +218,13 @@ def tiny_examples(num_rows: int, seed: int = 0) -> Examples:
             "image": rng.integers(0, 256, (num_rows, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.uint8),
         }
     )
+
+
+def tiny_package(tiny: TinyModels, family: str, task: str, split: Split) -> EmulatorPackage:
+    """Builds an emulator of a tiny model with all that is sent along."""
+    backbone = tiny.load(family, task)
+    emulator = build_emulator(backbone.model, task, split)
+    return EmulatorPackage(emulator, split, task, backbone.labels, backbone.files)
 
 
 def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch
 from fl_app.errors import ModelError
 from fl_app.finetune import LocalTuning, tune
 from fl_app.fomo.adapter import Adapter, LoraSpec
-from fl_app.fomo.backbone import Backbone, auto_class, head_modules
-from fl_app.fomo.blocks import block_of, num_blocks, stack_paths
+from fl_app.fomo.backbone import auto_class, head_modules
+from fl_app.fomo.blocks import block_of, stack_paths
 from fl_app.fomo.emulator import Split, build_emulator, full_split
 from fl_app.seeding import generator
 from fl_app.updates import Update
@@ -60,17 +60,6 @@ def _adapter(
         heads=head_modules(model, task),
         spec=spec or _spec(),
         seed=seed,
-    )
-
-
-def _head_only(backbone: Backbone) -> Adapter:
-    return Adapter(
-        backbone.model,
-        blocks=range(num_blocks(backbone.model.config)),
-        tuned_blocks=(),
-        heads=head_modules(backbone.model, backbone.task),
-        spec=None,
-        seed=0,
     )
 
 
@@ -188,39 +177,6 @@ def test_lora_layer_adds_scale_times_b_a(tiny: TinyModels) -> None:
                 map_name = name.removeprefix("base_model.model.").replace("lora_B.", "")
                 weights[map_name].add_(torch.from_numpy(5.0 / 3.0 * product))
     torch.testing.assert_close(logits_of(adapter.model, batch), logits_of(plain, batch))
-
-
-def test_head_alone_has_the_names_of_the_head_in_a_peft_adapter(tiny: TinyModels) -> None:
-    """So the frozen baseline's head and an adapter's head are the same parameters."""
-    for family in ("bert", "roberta", "distilbert", "t5", "opt"):
-        task = "sequence_classification"
-        wrapped = _adapter(tiny.load(family, task).model, task)
-        alone = _head_only(tiny.load(family, task))
-        heads = {name for name in wrapped.parameters if ".lora_" not in name}
-        assert heads == set(alone.parameters)
-
-
-def test_head_alone_tunes_the_head_alone(tiny: TinyModels, tmp_path: Path) -> None:
-    """Everything but the head keeps its bits; there is no PEFT adapter to save."""
-    backbone = tiny.load("bert", "sequence_classification")
-    batch = tiny.batch("bert", "sequence_classification", 5)
-    bare = logits_of(backbone.model, batch)
-    adapter = _head_only(backbone)
-    assert torch.equal(logits_of(adapter.model, batch), bare)
-    before = state_bytes(adapter.model, but=("classifier",))
-    prepared = tiny.task("bert", "sequence_classification")
-    encoded = prepared.encode(tiny_examples(8))
-    tune(adapter.model, adapter.parameters, prepared, encoded, _TUNING, generator(0, "tune"))
-    assert state_bytes(adapter.model, but=("classifier",)) == before
-    assert not torch.equal(logits_of(adapter.model, batch), bare)
-    with pytest.raises(ModelError, match="peft=head tunes no PEFT adapter"):
-        adapter.save(tmp_path)
-
-
-def test_nothing_to_tune_is_an_error(tiny: TinyModels) -> None:
-    """A language model has no head of its own."""
-    with pytest.raises(ModelError, match=r"nothing to tune.*choose peft=lora"):
-        _head_only(tiny.load("gpt2", "causal_lm"))
 
 
 def test_unknown_target_is_an_error(tiny: TinyModels) -> None:
