@@ -236,11 +236,10 @@ def test_measuring_rounds_changes_no_bit(player: Player) -> None:
     "words",
     [
         ("strategy.emulator.left=0",),
-        ("strategy.emulator.right=0",),
+        ("strategy.emulator.right=0", "data.partition.kind=dirichlet"),
         ("strategy.emulator.sparsity=0.5", "strategy.emulator.bits=8"),
         ("data.public_fraction=0.25", "strategy.emulator.distil.steps=2"),
         ("strategy.server_rule.name=fedadam", "peft.aggregation=exact"),
-        ("data.partition.kind=dirichlet", "data.partition.alpha=0.3"),
     ],
 )
 def test_options_go_together(player: Player, words: tuple[str, ...]) -> None:

@@ -65,6 +65,12 @@ def _run(
         return run_main_job(grid, overrides)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the report out: it is drawn, and looked at, in other tests, and takes long."""
+    monkeypatch.setattr(main_job, "write_report", lambda *_: None)
+
+
 def _read(folder: Path) -> dict[str, Any]:
     """Reads result.json as a stranger would: by its schema."""
     raw: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -205,6 +211,7 @@ def test_the_saved_adapter_is_what_the_devices_made(
     assert adapter_sha256(played.outcome.adapter) == result.adapter_sha256
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_words_give_the_same_result(
     done: tuple[Path, RunResult], tiny_federation: TinyFederation, tmp_path: Path
 ) -> None:
@@ -215,6 +222,7 @@ def test_the_same_words_give_the_same_result(
     assert [r.metrics for r in again.rounds] == [r.metrics for r in first.rounds]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_comparison_runs_complete_the_ladder(
     tiny_federation: TinyFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +238,7 @@ def test_the_comparison_runs_complete_the_ladder(
     assert all(0 <= float(result.final[key] or -1) <= 1 for key in FINAL_KEYS)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_real_devices_data_are_not_at_the_server_so_nothing_is_compared(
     tiny_federation: TinyFederation, tmp_path: Path
 ) -> None:
@@ -238,6 +247,7 @@ def test_real_devices_data_are_not_at_the_server_so_nothing_is_compared(
     assert [key for key in FINAL_KEYS if result.final[key] is not None] == ["emulator", "plug_in"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_head_alone_leaves_no_adapter_folder(
     tiny_federation: TinyFederation, tmp_path: Path
 ) -> None:
@@ -338,6 +348,7 @@ def test_outputs_latest_points_to_the_newest(
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_the_latest(
     tiny_federation: TinyFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +383,7 @@ def test_where_nothing_can_be_written_the_home_folder_is_used(
 # --- the in-process way in ---------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_simulate_runs_the_job_and_copies_its_result(
     tiny_federation: TinyFederation, tmp_path: Path
 ) -> None:

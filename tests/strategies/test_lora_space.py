@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_app import wire
 from fl_app.errors import ConfigError
 from fl_app.updates import Update
 from strategies.lora_space import FactorSpace, ProductSpace, build_space
@@ -172,23 +173,20 @@ def test_names_choose_the_space() -> None:
         build_space("best", 2)
 
 
-@pytest.mark.parametrize("aggregation", ["freeze-a", "exact", "factors"])
+@pytest.mark.parametrize("aggregation", ["exact", "factors"])
 def test_what_a_federation_averages(player: Player, aggregation: str) -> None:
-    """In a real round: the mean product is met by ``freeze-a``, cut by ``exact``, else missed."""
+    """In a real round: ``exact`` is the nearest matrix of the rank, ``factors`` is not.
+
+    With ``freeze-a`` B alone travels, and FedAvg's own oracle covers it.
+    """
     played = player.play(
         f"peft.aggregation={aggregation}", "strategy.num_rounds=2", "finetune.max_steps=2"
     )
     sent = played.of_round(2)
-    from fl_app import wire
-
     start = wire.read_order(sent[0].sent).adapter
     after = played.outcome.adapter
     stems = [name.removesuffix(".lora_B.weight") for name in after if "lora_B" in name]
     assert stems
-    frozen = aggregation == "freeze-a"
-    assert any("lora_A" in name for name in after) != frozen
-    if frozen:
-        return  # B alone travels: FedAvg's own oracle covers it
     weights = [
         float(e.received[0].content.metric_records["metrics"]["num-examples"])  # type: ignore[arg-type]
         for e in sent
