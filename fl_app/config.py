@@ -8,7 +8,7 @@ directory, because Flower runs the code from its own copy.
 import dataclasses
 import re
 import shlex
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ GROUPS: dict[str, dict[str, type]] = {
 }
 
 
+@cache
 def register_schemas() -> None:
-    """Makes the dataclasses known to Hydra; each YAML starts from its own."""
+    """Makes the dataclasses known to Hydra, once; each YAML starts from its own."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=schema.Config)
     for group, members in GROUPS.items():

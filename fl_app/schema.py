@@ -181,7 +181,7 @@ class HubData(DataConfig):
 class DistilConfig:
     """Alignment of the emulator's middle with the FoMo's on public data; steps=0 turns it off."""
 
-    steps: int = 100
+    steps: int = 80
     lr: float = 5e-4
     batch_size: int = 16
     lm_weight: float = 1.0
@@ -249,7 +249,7 @@ class ServerRuleConfig:
 class StrategyConfig:
     """What all strategies share."""
 
-    num_rounds: int = 10
+    num_rounds: int = 8
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
     round_test_rows: int | None = 100
     """Test rows measured after each round (the final figures use all); null: all."""

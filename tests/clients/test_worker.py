@@ -131,6 +131,17 @@ def test_an_answer_depends_on_seed_round_and_device_alone(bench: Bench, context:
     assert not _same(update(context(0, "seed=1")), first)
 
 
+def test_devices_with_equal_data_see_them_in_orders_of_their_own(
+    bench: Bench, context: Make, tmp_path: Path
+) -> None:
+    facts = {"data-path": str(write_rows(tmp_path / "own.tsv", 24, "own"))}
+    updates = []
+    for device in (0, 1):
+        order = _order(bench, device=device)
+        updates.append(_read(bench, order, _train(context(device, **facts), order)).update)
+    assert not _same(*updates)
+
+
 def test_the_adapter_that_was_sent_is_not_changed(bench: Bench, context: Make) -> None:
     order = _order(bench)
     kept = {name: array.copy() for name, array in order.adapter.items()}
@@ -213,13 +224,16 @@ def test_a_process_loads_emulator_and_data_once(
 def test_a_proximal_term_pulls_back(bench: Bench, context: Make) -> None:
     """It needs a second step: on the first the adapter is still where it started."""
 
-    def size(mu: float, words: str) -> float:
+    def update(mu: float, words: str) -> Update:
         order = _order(bench, proximal_mu=mu)
-        reply = _read(bench, order, _train(context(0, words), order))
-        return sum(float((array.astype(np.float64) ** 2).sum()) for array in reply.update.values())
+        return _read(bench, order, _train(context(0, words), order)).update
 
-    assert size(0.0, "finetune.max_steps=1") == size(50.0, "finetune.max_steps=1")
-    assert size(50.0, "finetune.max_steps=3") < size(0.0, "finetune.max_steps=3")
+    def size(update: Update) -> float:
+        return sum(float((array.astype(np.float64) ** 2).sum()) for array in update.values())
+
+    one, three = "finetune.max_steps=1", "finetune.max_steps=3"
+    assert _same(update(0.0, one), update(50.0, one))
+    assert size(update(50.0, three)) < size(update(0.0, three))
 
 
 def test_a_device_not_in_the_partition_says_so(bench: Bench, context: Make) -> None:
