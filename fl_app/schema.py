@@ -251,7 +251,7 @@ class StrategyConfig:
 
     num_rounds: int = 8
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
-    round_test_rows: int | None = 100
+    round_test_rows: int | None = None
     """Test rows measured after each round (the final figures use all); null: all."""
     references: list[str] | None = None
     """Comparison runs at the server, in process, after the federation: any of frozen,

@@ -131,6 +131,9 @@ def _curves(result: RunResult) -> Figure | None:
     references = {key: canvas.finite(result.final[key]) for key in _LINE_STYLES}
     figure, (axes,) = canvas.blank(3.9)
     canvas.number_rounds(axes, rounds)
+    if rows := result.config.get("strategy", {}).get("round_test_rows"):
+        # The lines are measured on all rows; a sample's curve may end beside them.
+        axes.set_xlabel(f"round (curves: a sample of {rows} test rows; lines: all test rows)")
     ends: dict[str, tuple[float, float]] = {}  # where each line ends: round, value
     for key, value in references.items():
         if value is not None:
