@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -30,6 +31,7 @@ from fl_app.result import (
     write_result,
 )
 from fl_app.schema import Config, EdgeFederation, LoraConfig
+from fl_app.updates import Update
 from fl_app.variants import REFERENCES
 
 log = logging.getLogger("deft")
@@ -51,22 +53,33 @@ def run_main_job(grid: Grid, overrides: str) -> RunResult:
     """
     started = time.monotonic()
     folder = output_folder(overrides)
-    metric, config = Metric("accuracy", higher_is_better=True), None
+    known: dict[str, Any] = {
+        "metric": Metric("accuracy", higher_is_better=True),
+        "seed": 0,
+        "config": {"overrides": overrides},
+    }
     try:
         config = load_config(overrides)
+        known |= {"seed": config.seed, "config": to_dict(config)}
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        result = _run(grid, config, overrides, folder, started)
+        adapter = _run(grid, config, overrides, folder, known)
     except Exception as error:
-        failed = failed_result(
-            reason=f"{type(error).__name__}: {error}",
-            metric=metric,
-            seed=config.seed if config else 0,
-            config=to_dict(config) if config else {"overrides": overrides},
-            seconds=time.monotonic() - started,
-        )
-        write_result(folder, failed)
-        log.exception("verdict: failed (%s)", failed.reason)
+        # What was reached before the failure is kept: rounds, traffic, figures.
+        reason = f"{type(error).__name__}: {error}"
+        seconds = time.monotonic() - started
+        write_result(folder, failed_result(reason=reason, seconds=seconds, **known))
+        log.exception("verdict: failed (%s)", reason)
         raise
+    result = RunResult(
+        verdict="ok",
+        reason=None,
+        seconds=time.monotonic() - started,
+        versions=package_versions(),
+        adapter_sha256=adapter_sha256(adapter),
+        **known,
+    )
+    write_result(folder, result)
+    write_report(folder, result)
     log.info("\n%s", final_table(result))
     log.info("results in %s", folder)
     return result
@@ -104,42 +117,28 @@ def output_folder(overrides: str) -> Path:
     return folder
 
 
-def _run(grid: Grid, config: Config, overrides: str, folder: Path, started: float) -> RunResult:
+def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[str, Any]) -> Update:
+    """Runs everything, noting in ``known`` what is reached; returns the final adapter."""
+    started = time.monotonic()
     bench = prepare(config)
     prepared = time.monotonic()
+    known["metric"] = Metric(bench.task.metric, bench.task.higher_is_better)
+    known["model"] = bench.facts
+    known["timings"] = timings = {"prepare": prepared - started}
     outcome = federate(grid, bench)
+    known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
     require_progress(outcome)
-    final: dict[str, float | None] = dict.fromkeys(FINAL_KEYS)
+    known["final"] = final = dict.fromkeys(FINAL_KEYS)
     final["plug_in"] = measure_plug_in(bench, outcome.adapter, bench.test)
     final["emulator"] = measure_emulator(bench, outcome.adapter, bench.test)
     federated = time.monotonic()
+    timings["federation"] = federated - prepared
     if isinstance(config.peft, LoraConfig):
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
     final |= run_references(_references(config), overrides)
-    compared = time.monotonic()
-    result = RunResult(
-        verdict="ok",
-        reason=None,
-        metric=Metric(bench.task.metric, bench.task.higher_is_better),
-        final=final,
-        rounds=outcome.rounds,
-        ledger=outcome.ledger.as_dict(),
-        seconds=compared - started,
-        seed=config.seed,
-        versions=package_versions(),
-        config=to_dict(config),
-        adapter_sha256=adapter_sha256(outcome.adapter),
-        model=bench.facts,
-        timings={
-            "prepare": prepared - started,
-            "federation": federated - prepared,
-            "references": compared - federated,
-        },
-    )
-    write_result(folder, result)
-    write_report(folder, result)
-    return result
+    timings["references"] = time.monotonic() - federated
+    return outcome.adapter
 
 
 def _references(config: Config) -> Sequence[str]:

@@ -101,7 +101,7 @@ def test_the_result_keeps_to_its_schema(done: tuple[Path, RunResult]) -> None:
     assert raw["final"]["plug_in"] == result.final["plug_in"]
     assert raw["final"]["frozen"] is None  # no comparison run was asked for
     assert read_result(folder) == result
-    assert raw["seconds"] == pytest.approx(sum(raw["timings"].values()))
+    assert 0 < sum(raw["timings"].values()) <= raw["seconds"]
 
 
 def test_rounds_tell_who_counted_and_who_did_not(done: tuple[Path, RunResult]) -> None:
@@ -271,6 +271,9 @@ def test_a_run_without_any_survivor_fails_and_says_why(
     raw = _read(tmp_path)
     assert raw["verdict"] == "failed"
     assert "duplicate, error, missing, silent" in raw["reason"]
+    # What was reached is kept: who was dropped in which round, and what was sent for nothing.
+    assert [len(record["dropped"]) for record in raw["rounds"]] == [0, *[4] * NUM_ROUNDS]
+    assert raw["ledger"]["downlink_bytes"] > 0
     assert raw["config"]["strategy"]["num_rounds"] == NUM_ROUNDS
     assert not (tmp_path / "adapter").exists()
     assert not (tmp_path / "report.html").exists()
