@@ -130,7 +130,9 @@ class EmulatorWorker:
             batch_size=finetune.batch_size,
             lr=finetune.lr,
             head_lr=finetune.head_lr,
+            eps=finetune.eps,
             weight_decay=finetune.weight_decay,
             clip_norm=finetune.clip_norm,
+            logit_adjustment=finetune.logit_adjustment,
             proximal_mu=proximal_mu,
         )

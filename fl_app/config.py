@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "peft": {"lora": schema.LoraConfig, "head": schema.HeadConfig},
     "data": {
+        "docstrings": schema.DocstringsData,
         "embedded": schema.EmbeddedData,
         "local": schema.LocalData,
         "hub": schema.HubData,

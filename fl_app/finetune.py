@@ -25,8 +25,11 @@ class LocalTuning:
         batch_size: examples per local step.
         lr: AdamW learning rate of the LoRA factors.
         head_lr: AdamW learning rate of the task head.
+        eps: AdamW's denominator constant. A first step is lr g / (|g| + eps), so a gradient well
+            below eps moves little, where the usual 1e-8 makes any gradient a full step.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: gradients are scaled down to this norm.
+        logit_adjustment: tau of ``Task.local_loss``.
         proximal_mu: FedProx (Li et al. 2020, arXiv:1812.06127) adds mu/2 ||w - w_received||^2.
     """
 
@@ -35,8 +38,10 @@ class LocalTuning:
     batch_size: int
     lr: float
     head_lr: float
+    eps: float
     weight_decay: float
     clip_norm: float
+    logit_adjustment: float
     proximal_mu: float
 
 
@@ -91,17 +96,20 @@ def tune(
     head = [p for name, p in parameters.items() if ".lora_" not in name]
     groups = [{"params": lora, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
     optimiser = torch.optim.AdamW(
-        [group for group in groups if group["params"]], weight_decay=settings.weight_decay
+        [group for group in groups if group["params"]],
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
     received = [p.detach().clone() for p in parameters.values()]
     losses: list[float] = []
+    local_loss = task.local_loss(encoded, settings.logit_adjustment)
     batches = local_batches(
         encoded, batch_size=settings.batch_size, epochs=settings.epochs, rng=rng
     )
     for indices in batches:
         if settings.max_steps is not None and len(losses) >= settings.max_steps:
             break
-        loss = task.loss(model, task.batch(encoded, indices))
+        loss = local_loss(model, task.batch(encoded, indices))
         if not torch.isfinite(loss):
             raise ModelError(
                 f"the loss is {loss.item()} at local step {len(losses) + 1}; lower finetune.lr="

@@ -1,4 +1,4 @@
-"""The main job, the same for every way in: prepare the server, run the federation, measure.
+"""The main job's federation, the same for every way in.
 
 ``flwr run`` in simulation, real SuperNodes and the in-process grid all call ``prepare`` and
 ``federate``; only the ``Grid`` differs.
@@ -6,75 +6,23 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_app import wire
-from fl_app.errors import ConfigError, RunError
-from fl_app.evaluate import evaluate
-from fl_app.finetune import local_batches
-from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone, head_modules, load_backbone
-from fl_app.fomo.compress import Compression
-from fl_app.fomo.distil import Distillation, distil
-from fl_app.fomo.emulator import Split, build_emulator
-from fl_app.fomo.minilm import minilm_path
-from fl_app.fomo.package import EmulatorPackage, pack, unpack
+from fl_app.bench import Bench, measure_emulator, measure_plug_in
+from fl_app.errors import RunError
 from fl_app.ledger import Ledger
-from fl_app.material import Material, load_material
 from fl_app.result import RoundRecord
-from fl_app.schema import (
-    Config,
-    EmulatorConfig,
-    EmulatorDownloadStrategy,
-    HubModel,
-    LocalModel,
-    MinilmModel,
-    ModelConfig,
-)
-from fl_app.seeding import generator
-from fl_app.settings import columns_of, lora_spec, split_of
-from fl_app.tasks import Encoded, Task, build_task
+from fl_app.schema import Config
 from fl_app.updates import Update
-from strategies.build import build_rule, build_strategy
+from strategies.build import build_strategy
 from strategies.roster import call_roster
 
 log = logging.getLogger("deft")
-
-
-@dataclass
-class Bench:
-    """What the server holds before the first round.
-
-    Attributes:
-        config: the run's configuration.
-        backbone: the full model.
-        split: which blocks the emulator holds.
-        blob: the packed emulator, as it crosses the wire.
-        full: adapter on the full model.
-        emulated: adapter on the emulator exactly as devices unpack it.
-        task: the task.
-        test: prepared test rows.
-        round_test: the rows measured after each round.
-        facts: figures about model and emulator for the report.
-    """
-
-    config: Config
-    backbone: Backbone
-    split: Split
-    blob: bytes
-    full: Adapter
-    emulated: Adapter
-    task: Task
-    test: Encoded
-    round_test: Encoded
-    facts: dict[str, Any]
 
 
 @dataclass
@@ -92,78 +40,6 @@ class Outcome:
     rounds: list[RoundRecord]
     ledger: Ledger
     aggregated: int
-
-
-def model_source(model: ModelConfig) -> str:
-    """Returns what ``from_pretrained`` is given."""
-    match model:
-        case MinilmModel():
-            return str(minilm_path())
-        case LocalModel():
-            return model.path
-        case HubModel():
-            return model.name
-        case _:
-            raise ConfigError(f"model of type {type(model).__name__} has no source")
-
-
-def prepare(config: Config, material: Material | None = None) -> Bench:
-    """Loads model and data, builds and packs the emulator.
-
-    Raises:
-        DeftError: anything is missing or does not fit.
-    """
-    torch.set_num_threads(1)  # the same sums whatever the machine is doing
-    settings = emulator_settings(config)
-    build_rule(config.strategy.server_rule)  # a rule that is refused is refused before the work
-    material = material or load_material(config)
-    log.info("loading the foundation model")
-    backbone = load_backbone(
-        model_source(config.model),
-        task=config.model.task,
-        labels=material.labels,
-        seed=config.seed,
-    )
-    task = build_task(
-        backbone.task,
-        files=backbone.files,
-        labels=backbone.labels,
-        columns=columns_of(config.data),
-        max_length=config.model.max_length,
-        model_config=backbone.model.config,
-    )
-    split = split_of(settings, backbone.model.config)
-    student = build_emulator(backbone.model, backbone.task, split)
-    losses = _distil(config, settings, backbone, student, split, task, material)
-    how = Compression(sparsity=settings.sparsity, bits=settings.bits)
-    sketch = EmulatorPackage(student, split, backbone.task, backbone.labels, backbone.files)
-    blob = pack(sketch, how, settings.wire_dtype)
-    emulator = unpack(blob).model  # measure what devices get, not what it was made from
-    facts = {
-        "name": _name(config.model),
-        "num_parameters": _count(backbone.model),
-        "num_blocks": split.total,
-        "split": str(split),
-        "emulator_blocks": list(split.blocks),
-        "emulator_parameters": _count(emulator),
-        "emulator_blob_bytes": len(blob),
-        "distillation_loss": losses[-1] if losses else None,
-    }
-    full = _adapter(config, backbone.model, tuple(range(split.total)), split, backbone.task)
-    emulated = _adapter(config, emulator, split.blocks, split, backbone.task)
-    facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
-    return Bench(
-        config=config,
-        backbone=backbone,
-        split=split,
-        blob=blob,
-        full=full,
-        emulated=emulated,
-        task=task,
-        test=task.encode(material.test),
-        round_test=task.encode(_round_rows(config, material)),
-        facts=facts,
-    )
 
 
 def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcome:
@@ -233,96 +109,9 @@ def require_progress(outcome: Outcome) -> None:
         )
 
 
-def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter plugged into the full model."""
-    bench.full.write(adapter)
-    return evaluate(bench.full.model, bench.task, rows)
-
-
-def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter on the emulator, as a device would see it."""
-    bench.emulated.write(adapter)
-    return evaluate(bench.emulated.model, bench.task, rows)
-
-
 def adapter_sha256(adapter: Update) -> str:
     """Returns the hash of an adapter's serialised form: equal hashes, equal bits."""
     return hashlib.sha256(wire.to_blob(adapter)).hexdigest()
-
-
-def emulator_settings(config: Config) -> EmulatorConfig:
-    """Returns the emulator's settings."""
-    match config.strategy:
-        case EmulatorDownloadStrategy(emulator=settings):
-            return settings
-        case _:
-            raise ConfigError(f"strategy {type(config.strategy).__name__} has no emulator")
-
-
-def _adapter(
-    config: Config, model: Any, blocks: tuple[int, ...], split: Split, task: str
-) -> Adapter:
-    spec = lora_spec(config.peft)
-    return Adapter(
-        model,
-        blocks=blocks,
-        tuned_blocks=split.outer if spec else (),
-        heads=head_modules(model, task),
-        spec=spec,
-        seed=config.seed,
-    )
-
-
-def _distil(
-    config: Config,
-    settings: EmulatorConfig,
-    backbone: Backbone,
-    student: Any,
-    split: Split,
-    task: Task,
-    material: Material,
-) -> list[float]:
-    """Aligns the emulator on public data, if asked to."""
-    wanted = settings.distil
-    if wanted.steps == 0 or split.is_identity:
-        return []
-    if len(material.public) == 0:
-        raise ConfigError(
-            f"strategy.emulator.distil.steps={wanted.steps} needs public data; set "
-            "data.public_fraction above 0"
-        )
-    log.info("distilling the emulator on %d public rows", len(material.public))
-    public = task.encode(material.public)
-    order = local_batches(
-        public,
-        batch_size=wanted.batch_size,
-        epochs=1 + wanted.steps * wanted.batch_size // len(public),
-        rng=generator(config.seed, "distil"),
-    )
-    loss: Callable[[Any, Any], torch.Tensor] | None = None
-    if backbone.task == "causal_lm" and wanted.lm_weight > 0:
-        loss = task.loss
-    return distil(
-        backbone.model,
-        student,
-        split,
-        (task.batch(public, indices) for indices in order),
-        loss,
-        Distillation(
-            lr=wanted.lr,
-            lm_weight=wanted.lm_weight,
-            kd_weight=wanted.kd_weight,
-            steps=wanted.steps,
-        ),
-    )
-
-
-def _round_rows(config: Config, material: Material) -> Any:
-    limit = config.strategy.round_test_rows
-    if limit is None or limit >= len(material.test):
-        return material.test
-    order = generator(config.seed, "round-test").permutation(len(material.test))
-    return material.test.take(np.sort(order[:limit]))
 
 
 def _progress(
@@ -336,15 +125,3 @@ def _progress(
         parts.append(f"{len(book.devices)} devices, {dropped} dropped, {book.seconds:.1f} s")
     bar = "#" * filled + "." * (20 - filled)
     log.info("round %2d/%d [%s] %s", server_round, total, bar, " | ".join(parts))
-
-
-def _count(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def _name(model: ModelConfig) -> str:
-    match model:
-        case MinilmModel():
-            return "MiniLM-L6"
-        case _:
-            return model_source(model).rstrip("/").rsplit("/", maxsplit=1)[-1]

@@ -11,15 +11,9 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fl_app.bench import measure_emulator, measure_plug_in, prepare
 from fl_app.config import load_config, to_dict, to_yaml
-from fl_app.job import (
-    adapter_sha256,
-    federate,
-    measure_emulator,
-    measure_plug_in,
-    prepare,
-    require_progress,
-)
+from fl_app.job import adapter_sha256, federate, require_progress
 from fl_app.references import run_references
 from fl_app.report import final_table, write_report
 from fl_app.result import (

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.data.docstrings import load_docstrings
 from fl_app.data.embedded import load_embedded
 from fl_app.data.examples import Examples, label_names
 from fl_app.data.partition import partition
 from fl_app.data.source import Splits, load_hub, load_local, require_columns
 from fl_app.errors import ConfigError, DataError
-from fl_app.schema import Config, EmbeddedData, HubData, LocalData
+from fl_app.schema import Config, DocstringsData, EmbeddedData, HubData, LocalData
 from fl_app.seeding import generator
 
 
@@ -109,6 +110,8 @@ def load_material(config: Config) -> Material:
 def _load(config: Config) -> Splits:
     data: Any = config.data
     match data:
+        case DocstringsData():
+            return load_docstrings()
         case EmbeddedData():
             return load_embedded()
         case LocalData():

@@ -36,12 +36,16 @@ class ModelConfig:
     """sequence_classification, causal_lm (also encoder-decoders) or image_classification."""
     max_length: int = 64
     """Longest input in tokens."""
+    pooler: str = "checkpoint"
+    """Of BERT's pooler, in front of the head: checkpoint (as loaded) or standardised (the first
+    token, centred and scaled on public rows), for models whose pooler was never trained."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         tasks = ("sequence_classification", "causal_lm", "image_classification")
         one_of("model.task", self.task, tasks)
         require("model.max_length", self.max_length, self.max_length >= 2, "must be >= 2 tokens")
+        one_of("model.pooler", self.pooler, ("checkpoint", "standardised"))
 
 
 @dataclass
@@ -150,6 +154,11 @@ class DataConfig:
         require("data.public_fraction", fraction, 0 <= fraction < 1, "must be in [0, 1)")
         for key, value in (("limit_train", self.limit_train), ("limit_test", self.limit_test)):
             require(f"data.{key}", value, value is None or value >= 1, "must be >= 1 or null")
+
+
+@dataclass
+class DocstringsData(DataConfig):
+    """Docstrings of Python's standard library, by chapter of its reference."""
 
 
 @dataclass
@@ -312,8 +321,14 @@ class FinetuneConfig:
     """AdamW learning rate of LoRA."""
     head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
+    eps: float = 1e-8
+    """AdamW's denominator constant; 1e-3 keeps devices with next to nothing to learn from moving
+    the adapter as much as the others."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    logit_adjustment: float = 0.0
+    """Share of a device's own class balance taken out of its loss, >= 0 (usually 0 or 1); for
+    classification with skewed labels."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -322,10 +337,13 @@ class FinetuneConfig:
             require(f"finetune.{key}", value, value >= 1, "must be >= 1")
         steps = self.max_steps
         require("finetune.max_steps", steps, steps is None or steps >= 1, "must be >= 1 or null")
-        for key in ("lr", "head_lr", "clip_norm"):
+        for key in ("lr", "head_lr", "eps", "clip_norm"):
             value = getattr(self, key)
             require(f"finetune.{key}", value, 0 < value < inf, "must be > 0 and finite")
         decay = self.weight_decay
+        adjustment = self.logit_adjustment
+        ok = 0 <= adjustment < inf
+        require("finetune.logit_adjustment", adjustment, ok, "must be >= 0 and finite")
         require("finetune.weight_decay", decay, 0 <= decay < inf, "must be >= 0 and finite")
 
 

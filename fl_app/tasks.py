@@ -1,7 +1,7 @@
 """What the three tasks do differently: preparing inputs, the loss, and the measure of success."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from fl_app.errors import DataError, ModelError
 from fl_app.fomo.backbone import tokenizer_from
 
 Batch = dict[str, torch.Tensor]
+LossFunction = Callable[[Any, Batch], torch.Tensor]
 IGNORED = -100
 """Label of positions that carry no loss (the convention of ``transformers``)."""
 
@@ -66,6 +67,10 @@ class Task(Protocol):
         """Mean loss of a batch (over examples, or over completion tokens)."""
         ...
 
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        """Returns the loss a device with these examples minimises."""
+        ...
+
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
         """Returns (sum, count) whose ratio over all batches gives the measure."""
         ...
@@ -91,8 +96,30 @@ class Classification:
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy."""
+        return self._cross_entropy(model, batch, 0.0)
+
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        """Returns cross-entropy of logits + tau log(prior), the prior being this device's own.
+
+        Logit adjustment (Menon et al. 2021, arXiv:2007.07314): what a model trained so learns does
+        not hold the device's class balance, which would cancel badly in the mean over devices.
+
+        Args:
+            encoded: the device's examples; priors are (n_c + 1/2) / (n + C/2).
+            logit_adjustment: tau >= 0; 0 is plain cross-entropy, 1 takes the whole balance out.
+        """
+        if logit_adjustment == 0.0:
+            return self.loss
+        counts = np.bincount(np.asarray(encoded.targets, np.int64), minlength=len(self._labels))
+        prior = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+        offset = torch.from_numpy(logit_adjustment * np.log(prior)).float()
+        return lambda model, batch: self._cross_entropy(model, batch, offset)
+
+    def _cross_entropy(
+        self, model: Any, batch: Batch, offset: float | torch.Tensor
+    ) -> torch.Tensor:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return torch.nn.functional.cross_entropy(model(**inputs).logits, batch["labels"])
+        return torch.nn.functional.cross_entropy(model(**inputs).logits + offset, batch["labels"])
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
         """Returns (correct answers, examples)."""
@@ -226,6 +253,19 @@ class CausalLm:
         """Mean negative log-likelihood per predicted token."""
         total, count = self._likelihood(model, batch)
         return total / max(count, 1)
+
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        """Returns ``loss``; tokens have no class balance to adjust for.
+
+        Raises:
+            ModelError: adjustment was asked for.
+        """
+        if logit_adjustment > 0.0:
+            raise ModelError(
+                f"finetune.logit_adjustment={logit_adjustment} is for classification; set it to 0 "
+                "for a language model"
+            )
+        return self.loss
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
         """Returns (negative log-likelihood in nats, predicted tokens)."""

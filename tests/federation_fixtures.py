@@ -14,9 +14,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fl_app.bench import Bench, prepare
 from fl_app.client_app import app
 from fl_app.config import load_config
-from fl_app.job import Bench, Outcome, federate, prepare
+from fl_app.job import Outcome, federate
 from fl_app.seeding import generator
 from fl_app.updates import Update
 from fl_app.variants import as_reference

@@ -53,6 +53,8 @@ class Adapter:
         heads: names of head modules tuned in full.
         spec: the LoRA layers; None tunes the head alone.
         seed: seeds A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
+        carried: names of frozen modules that are not as in the checkpoint; they are saved along, so
+            that the adapter gives the same outputs on the untouched model.
 
     Raises:
         ModelError: nothing would be tuned, or no map has one of the target names.
@@ -67,13 +69,16 @@ class Adapter:
         heads: Sequence[str],
         spec: LoraSpec | None,
         seed: int,
+        carried: Sequence[str] = (),
     ) -> None:
         self._stacks = stack_paths(model)
         self._to_full = dict(enumerate(blocks))
         if spec is not None:
-            self.model = self._wrap(model, set(tuned_blocks), heads, spec)
+            self.model = self._wrap(model, set(tuned_blocks), (*heads, *carried), spec)
         else:
             self.model = _HeadOnly(model, heads)
+        for module in carried:
+            self.model.base_model.model.get_submodule(module).requires_grad_(False)
         self._tuned: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
             canonical = self._canonical(name)
@@ -88,7 +93,7 @@ class Adapter:
             )
         self._tuned = dict(sorted(self._tuned.items()))
 
-    def _wrap(self, model: Any, tuned: set[int], heads: Sequence[str], spec: LoraSpec) -> Any:
+    def _wrap(self, model: Any, tuned: set[int], saved: Sequence[str], spec: LoraSpec) -> Any:
         targets = spec.targets or family_of(model.config).targets
         modules = [
             name
@@ -106,7 +111,7 @@ class Adapter:
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides, floats are fine
             target_modules=modules,
-            modules_to_save=list(heads) or None,
+            modules_to_save=list(saved) or None,
             task_type=None,
         )
         with warnings.catch_warnings():

@@ -4,6 +4,7 @@ Everything that treats blocks one by one (emulators, layouts) goes through this 
 family is one row here and nothing else.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +24,22 @@ class Family:
         depth_fields: configuration fields that hold the number of blocks, one for each stack.
         targets: names of the linear maps inside a block that LoRA adapts by default (query and
             value projections, or the fused projection where a family has only that).
+        pooler: name, relative to the model without its head, of a frozen map between the last block
+            and the classifier; None where the classifier brings its own or needs none.
     """
 
     stacks: tuple[str, ...]
     depth_fields: tuple[str, ...]
     targets: tuple[str, ...]
+    pooler: str | None = None
 
 
 _BERT = Family(("encoder.layer",), ("num_hidden_layers",), ("query", "value"))
+_POOLED = dataclasses.replace(_BERT, pooler="pooler")
 _LLAMA = Family(("layers",), ("num_hidden_layers",), ("q_proj", "v_proj"))
 
 FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
+    "bert": _POOLED,
     "roberta": _BERT,
     "distilbert": Family(("transformer.layer",), ("n_layers",), ("q_lin", "v_lin")),
     "gpt2": Family(("h",), ("n_layer",), ("c_attn",)),

@@ -13,10 +13,10 @@ from flwr.app import Context, Message, RecordDict
 from clients.build import _worker, worker_of
 from clients.worker import EmulatorSession
 from fl_app import wire
+from fl_app.bench import Bench
 from fl_app.client_app import app
 from fl_app.errors import ConfigError, DataError, WireError
 from fl_app.fomo.package import content_hash
-from fl_app.job import Bench
 from fl_app.local_grid import FIRST_NODE_ID, LocalGrid
 from fl_app.updates import Update
 from tests.federation_fixtures import CLASSES, NUM_DEVICES, NUM_TRAIN, Player, write_rows

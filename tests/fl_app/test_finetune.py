@@ -19,7 +19,7 @@ from fl_app.finetune import LocalTuning, local_batches, tune
 from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.backbone import head_modules
 from fl_app.seeding import generator
-from fl_app.tasks import Batch, Encoded
+from fl_app.tasks import Batch, Encoded, LossFunction
 from tests.fixtures_models import DEPTH, TinyModels, state_bytes, tiny_examples
 from tests.oracles import adamw
 
@@ -33,8 +33,10 @@ def _settings(**changes: Any) -> LocalTuning:
         "batch_size": 4,
         "lr": 0.01,
         "head_lr": 0.002,
+        "eps": 1e-8,
         "weight_decay": 0.0,
         "clip_norm": 1e9,
+        "logit_adjustment": 0.0,
         "proximal_mu": 0.0,
     }
     return LocalTuning(**(values | changes))
@@ -111,6 +113,7 @@ def test_chance_stays_in() -> None:
     [
         ({}, False),
         ({"weight_decay": 0.3}, False),
+        ({"eps": 1e-5}, False),
         ({"clip_norm": 0.05}, True),
         ({"proximal_mu": 2.0, "weight_decay": 0.1, "clip_norm": 0.5}, True),
     ],
@@ -141,6 +144,7 @@ def test_tuning_equals_adamw_by_the_book(
         gradients,
         {name: tuning.lr if ".lora_" in name else tuning.head_lr for name in start},
         num_steps=len(batches),
+        eps=tuning.eps,
         weight_decay=tuning.weight_decay,
         clip_norm=tuning.clip_norm,
         proximal_mu=tuning.proximal_mu,
@@ -225,6 +229,9 @@ class _Linear:
         self.seen.append(model.detach().numpy().copy())
         loss: torch.Tensor = (self._slope * model).sum()
         return loss * float("nan") if len(self.seen) == self._bad_step else loss
+
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        return self.loss
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
         raise NotImplementedError

@@ -11,20 +11,20 @@ import torch
 import transformers
 
 from fl_app import wire
-from fl_app.config import load_config
-from fl_app.errors import ConfigError, DataError, DeftError, ModelError
-from fl_app.fomo.adapter import Adapter, LoraSpec
-from fl_app.fomo.backbone import head_modules
-from fl_app.fomo.package import unpack
-from fl_app.job import (
+from fl_app.bench import (
     Bench,
-    adapter_sha256,
     emulator_settings,
     measure_emulator,
     measure_plug_in,
     model_source,
     prepare,
 )
+from fl_app.config import load_config
+from fl_app.errors import ConfigError, DataError, DeftError, ModelError
+from fl_app.fomo.adapter import Adapter, LoraSpec
+from fl_app.fomo.backbone import head_modules
+from fl_app.fomo.package import unpack
+from fl_app.job import adapter_sha256
 from fl_app.material import load_material
 from fl_app.schema import HubModel, LocalModel, ModelConfig, StrategyConfig
 from fl_app.updates import Update
@@ -239,6 +239,7 @@ def test_measuring_rounds_changes_no_bit(player: Player) -> None:
         ("strategy.emulator.right=0", "data.partition.kind=dirichlet"),
         ("strategy.emulator.sparsity=0.5", "strategy.emulator.bits=8"),
         ("data.public_fraction=0.25", "strategy.emulator.distil.steps=2"),
+        ("data.public_fraction=0.25", "model.pooler=standardised", "finetune.logit_adjustment=1"),
         ("strategy.server_rule.name=fedadam", "peft.aggregation=exact"),
     ],
 )
@@ -275,6 +276,7 @@ def test_the_name_of_an_adapter_is_the_hash_of_its_bytes(player: Player) -> None
         ("model.path=/no/model", ModelError, r"/no/model.*model\.path"),
         ("peft.targets=[nothing]", ModelError, r"peft\.targets=\['nothing'\]"),
         ("strategy.emulator.distil.steps=3", ConfigError, r"data\.public_fraction above 0"),
+        ("model.pooler=standardised", ModelError, r"data\.public_fraction above 0"),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_is_sent(

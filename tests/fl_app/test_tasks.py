@@ -44,6 +44,53 @@ def test_classification_loss_and_hits_by_hand(tiny: TinyModels, case: tuple[str,
     assert (task.metric, task.higher_is_better) == ("accuracy", True)
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
+def test_logit_adjustment_by_hand(tiny: TinyModels, strength: float) -> None:
+    """Cross-entropy of logits + tau log((n_c + 1/2) / (n + C/2)), counted over the whole device."""
+    case = ("bert", _CLASSES)
+    model, task = tiny.load(*case).model, tiny.task(*case)
+    encoded = task.encode(tiny_examples(20))
+    batch = task.batch(encoded, range(7))
+    prior = [(encoded.targets.count(c) + 0.5) / (20 + 1.5) for c in range(len(LABELS))]
+    rows = logits_of(model, batch).double().tolist()
+    shifted = [
+        [z + strength * math.log(p) for z, p in zip(row, prior, strict=True)] for row in rows
+    ]
+    labels = batch["labels"].tolist()
+    pairs = zip(shifted, labels, strict=True)
+    wanted = -sum(log_probability(row, label) for row, label in pairs) / 7
+    with torch.inference_mode():
+        assert float(task.local_loss(encoded, strength)(model, batch)) == pytest.approx(
+            wanted, rel=1e-5
+        )
+        plain = float(task.loss(model, batch))
+        assert float(task.local_loss(encoded, 0.0)(model, batch)) == plain
+    assert plain != pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_device_of_one_class_has_next_to_nothing_to_say(tiny: TinyModels) -> None:
+    """Without adjustment such a device pulls every logit towards its class."""
+    case = ("bert", _CLASSES)
+    model, task = tiny.load(*case).model, tiny.task(*case)
+    rows = tiny_examples(400).columns
+    encoded = task.encode(Examples({"text": rows["text"], "label": ["hot"] * 400}))
+    batch = task.batch(encoded, range(16))
+    pulls = []
+    for strength in (0.0, 1.0):
+        bias = model.classifier.bias.requires_grad_(True)
+        (pull,) = torch.autograd.grad(task.local_loss(encoded, strength)(model, batch), bias)
+        pulls.append(float(pull.abs().max()))
+    assert pulls[1] < pulls[0] / 10
+
+
+def test_a_language_model_has_no_classes_to_adjust(tiny: TinyModels) -> None:
+    task = tiny.task("llama", "causal_lm")
+    encoded = task.encode(tiny_examples(3))
+    assert task.local_loss(encoded, 0.0) == task.loss
+    with pytest.raises(ModelError, match=r"finetune\.logit_adjustment=1\.0"):
+        task.local_loss(encoded, 1.0)
+
+
 @pytest.mark.parametrize(("family", "task_name"), CASES)
 def test_padding_does_not_change_logits(tiny: TinyModels, family: str, task_name: str) -> None:
     """A row in a batch has the logits of the row alone, up to rounding of float32."""

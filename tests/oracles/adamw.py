@@ -14,17 +14,19 @@ def tuned(
     rates: Mapping[str, float],
     *,
     num_steps: int,
+    eps: float,
     weight_decay: float,
     clip_norm: float,
     proximal_mu: float,
 ) -> tuple[Doubles, Sequence[float]]:
-    """Runs AdamW (beta 0.9 and 0.999, epsilon 1e-8) in float64.
+    """Runs AdamW (beta 0.9 and 0.999) in float64.
 
     Args:
         start: the received parameters by name.
         gradients: (parameters, step number from 0) to the gradient of the task's loss.
         rates: learning rate by name.
         num_steps: steps to take.
+        eps: the denominator's constant.
         weight_decay: decoupled decay.
         clip_norm: largest norm of the whole gradient.
         proximal_mu: FedProx's pull towards ``start``.
@@ -46,6 +48,6 @@ def tuned(
             clipped = factor * g[name]
             m[name] = 0.9 * m[name] + 0.1 * clipped
             v[name] = 0.999 * v[name] + 0.001 * clipped**2
-            direction = (m[name] / (1 - 0.9**step)) / (np.sqrt(v[name] / (1 - 0.999**step)) + 1e-8)
+            direction = (m[name] / (1 - 0.9**step)) / (np.sqrt(v[name] / (1 - 0.999**step)) + eps)
             w[name] = w[name] * (1 - rates[name] * weight_decay) - rates[name] * direction
     return w, norms

@@ -34,8 +34,10 @@ _TUNING = LocalTuning(
     batch_size=4,
     lr=0.01,
     head_lr=0.01,
+    eps=1e-8,
     weight_decay=0.0,
     clip_norm=1.0,
+    logit_adjustment=0.0,
     proximal_mu=0.0,
 )
 

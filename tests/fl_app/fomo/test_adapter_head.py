@@ -58,8 +58,10 @@ def test_head_alone_tunes_the_head_alone(tiny: TinyModels, tmp_path: Path) -> No
         batch_size=4,
         lr=0.01,
         head_lr=0.01,
+        eps=1e-8,
         weight_decay=0.0,
         clip_norm=1.0,
+        logit_adjustment=0.0,
         proximal_mu=0.0,
     )
     tune(adapter.model, adapter.parameters, prepared, encoded, tuning, generator(0, "tune"))
