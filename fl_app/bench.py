@@ -111,7 +111,6 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         model_config=backbone.model.config,
     )
     public = task.encode(material.public)
-    task.local_loss(public, config.finetune.logit_adjustment)  # refused here, not on every device
     carried = _set_pooler(config, backbone, task, public)
     split = split_of(settings, backbone.model.config)
     student = build_emulator(backbone.model, backbone.task, split)

@@ -88,7 +88,8 @@ class LoraConfig(PeftConfig):
     alpha: float = 16.0
     """Scale numerator: W + alpha/rank B A."""
     targets: list[str] = field(default_factory=list)
-    """Names of the adapted maps in a block; empty: the family's query and value projections."""
+    """Names of the adapted maps in a block; [all-linear]: all of them; empty: the family's query
+    and value projections."""
     aggregation: str = "freeze-a"
     """freeze-a (A frozen and equal, averaging B is exact), exact (average B A, re-factor by SVD),
     factors (average A and B separately: biased, common practice)."""
@@ -190,7 +191,7 @@ class HubData(DataConfig):
 class DistilConfig:
     """Alignment of the emulator's middle with the FoMo's on public data; steps=0 turns it off."""
 
-    steps: int = 80
+    steps: int = 100
     lr: float = 5e-4
     batch_size: int = 16
     lm_weight: float = 1.0
@@ -213,7 +214,7 @@ class EmulatorConfig:
     """The split l-n-r and the compression of the middle."""
 
     left: int = 0
-    middle: int = 3
+    middle: int = 1
     """n: middle blocks kept; -1 keeps all (then nothing is dropped)."""
     right: int = 2
     sparsity: float = 0.0
@@ -258,7 +259,7 @@ class ServerRuleConfig:
 class StrategyConfig:
     """What all strategies share."""
 
-    num_rounds: int = 8
+    num_rounds: int = 6
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
     round_test_rows: int | None = None
     """Test rows measured after each round (the final figures use all); null: all."""
@@ -314,21 +315,21 @@ class FinetuneConfig:
     """Local fine-tuning on a device."""
 
     epochs: int = 1
-    max_steps: int | None = None
-    """At most this many local steps a round."""
+    max_steps: int | None = 20
+    """At most this many local steps a round; null: no limit."""
     batch_size: int = 8
     lr: float = 5e-3
     """AdamW learning rate of LoRA."""
     head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
-    eps: float = 1e-8
-    """AdamW's denominator constant; 1e-3 keeps devices with next to nothing to learn from moving
-    the adapter as much as the others."""
+    eps: float = 1e-3
+    """AdamW's denominator constant. With the usual 1e-8 a device with next to nothing to learn
+    moves the adapter as much as the others."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    logit_adjustment: float = 0.0
-    """Share of a device's own class balance taken out of its loss, >= 0 (usually 0 or 1); for
-    classification with skewed labels."""
+    logit_adjustment: float = 1.0
+    """Share of a device's own class balance taken out of its loss, >= 0 (usually 0 or 1); language
+    models have none."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

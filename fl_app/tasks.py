@@ -255,16 +255,7 @@ class CausalLm:
         return total / max(count, 1)
 
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
-        """Returns ``loss``; tokens have no class balance to adjust for.
-
-        Raises:
-            ModelError: adjustment was asked for.
-        """
-        if logit_adjustment > 0.0:
-            raise ModelError(
-                f"finetune.logit_adjustment={logit_adjustment} is for classification; set it to 0 "
-                "for a language model"
-            )
+        """Returns ``loss``: language models have no class balance to adjust for."""
         return self.loss
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:

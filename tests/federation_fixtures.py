@@ -74,10 +74,13 @@ class TinyFederation:
             "data.public_fraction=0",
             "peft=lora",
             "peft.rank=2",
+            "peft.targets=[]",
             "finetune.batch_size=8",
             "finetune.max_steps=1",
             "finetune.lr=0.01",
             "finetune.head_lr=0.05",
+            "finetune.eps=1e-8",
+            "finetune.logit_adjustment=0",
         ]
         return shlex.join([*words, *more])
 

@@ -2,7 +2,8 @@
 
 A text is the first paragraph of a docstring; its label is the chapter of the library reference that
 documents the module (neighbouring small chapters are merged). Train and test share no module and no
-nearly equal text. The texts are those of the interpreter that runs, so figures compare between runs of one Python version.
+nearly equal text. The texts are those of the interpreter that runs, so figures compare between runs
+of one Python version.
 """
 
 import ast
@@ -68,11 +69,12 @@ def load_docstrings() -> Splits:
             f"data=docstrings: {root} holds too few modules for {', '.join(missing)}; install "
             "Python's standard library as source files, or choose data=embedded"
         )
-    train, test = [], []
+    train: list[tuple[str, str]] = []
+    test: list[tuple[str, str]] = []
     for chapter, found in modules.items():
         held_out = _held_out(found)
-        for module, texts in found.items():
-            (test if module in held_out else train).extend((text, chapter) for text in texts)
+        for name, own in found.items():
+            (test if name in held_out else train).extend((text, chapter) for text in own)
     leaks = find_leaks([text for text, _ in train], [text for text, _ in test])
     leaked = {leak.train_row for leak in leaks}
     kept = [row for number, row in enumerate(train) if number not in leaked]

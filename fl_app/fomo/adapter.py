@@ -24,6 +24,7 @@ from fl_app.seeding import generator
 from fl_app.updates import Update
 
 _PEFT_LEAD = "base_model.model."
+_ALL = ("all-linear",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LoraSpec:
     Attributes:
         rank: r >= 1 of every adapted map.
         alpha: numerator of the scale alpha / rank.
-        targets: names of the adapted maps inside a block; empty takes the family's default.
+        targets: names of the adapted maps inside a block; ``all-linear`` alone takes every linear
+            map, empty the family's default.
         train_a: whether A is tuned too. Frozen, equal A on all devices make averaging B exact.
     """
 
@@ -97,10 +99,10 @@ class Adapter:
         targets = spec.targets or family_of(model.config).targets
         modules = [
             name
-            for name, _ in model.named_modules()
+            for name, module in model.named_modules()
             if (place := block_of(name, self._stacks)) is not None
             and self._to_full[place[1]] in tuned
-            and name.rsplit(".", 1)[-1] in targets
+            and (name.rsplit(".", 1)[-1] in targets or (targets == _ALL and _is_linear(module)))
         ]
         if not modules:
             raise ModelError(
@@ -183,6 +185,13 @@ class _HeadOnly(nn.Module):
         """Runs the model."""
         model: Any = self.base_model.model
         return model(**inputs)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Tells linear maps (GPT-2's transposed ones too) from norms and T5's table of positions."""
+    weight = getattr(module, "weight", None)
+    is_matrix = torch.is_tensor(weight) and weight.ndim == 2
+    return is_matrix and not isinstance(module, nn.Embedding)
 
 
 def _draw_a(parameter: nn.Parameter, seed: int, name: str) -> None:

@@ -199,6 +199,24 @@ def test_chosen_targets_replace_the_default(tiny: TinyModels) -> None:
     assert {name.split(".")[-3] for name in adapter.parameters} == {"fc1"}
 
 
+@pytest.mark.parametrize(
+    ("family", "task", "maps"),
+    [
+        ("bert", "sequence_classification", {"query", "key", "value", "dense"}),
+        ("gpt2", "causal_lm", {"c_attn", "c_proj", "c_fc"}),
+        ("t5", "causal_lm", {"q", "k", "v", "o", "wi", "wo"}),
+        ("llama", "causal_lm", {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_all_linear_takes_every_map_and_no_table(
+    tiny: TinyModels, family: str, task: str, maps: set[str]
+) -> None:
+    """T5's table of relative positions and the norms have weights, too, and stay out."""
+    adapter = _adapter(tiny.load(family, task).model, task, spec=_spec(targets=("all-linear",)))
+    assert {name.split(".")[-3] for name in adapter.parameters if ".lora_" in name} == maps
+
+
 def test_frozen_a_is_not_a_parameter(tiny: TinyModels) -> None:
     """What is not tuned is not sent."""
     model = tiny.load("bert", "sequence_classification").model
