@@ -151,5 +151,5 @@ def _explain(error: Exception, overrides: str) -> str:
     return (
         f"cannot compose the configuration from overrides={overrides!r}: {text}\n"
         f"Keys of {node.__name__}: {keys}. Choices: {groups}. "
-        "Options with their ranges are listed in fl_app/schema.py."
+        "Options with their ranges are listed in fl_app/schema."
     )

@@ -20,6 +20,7 @@ from fl_app.config import CONF, GROUPS, choices, load_config, to_dict, to_yaml
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
 from fl_app.material import needed_columns
+from fl_app.schema.checks import MISSING
 from fl_app.settings import columns_of, lora_spec
 from fl_app.variants import REFERENCES, as_reference
 from strategies.build import build_strategy
@@ -34,7 +35,7 @@ TOP = [field.name for field in dataclasses.fields(schema.Config)]
 def _required(group: str, name: str) -> list[str]:
     """Overrides for the fields of a choice that have no default, found in its schema."""
     fields = dataclasses.fields(GROUPS[group][name])
-    return [f"{group}.{f.name}=given" for f in fields if f.default == schema.MISSING]
+    return [f"{group}.{f.name}=given" for f in fields if f.default == MISSING]
 
 
 def _check_builds(config: schema.Config) -> None:

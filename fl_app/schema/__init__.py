@@ -1,0 +1,73 @@
+"""Every option of the project: name, type, default, range. The YAML in ``conf/`` only picks.
+
+Alternatives are subclasses, so an option that means nothing for a choice does not exist there and
+setting it is an error. Checks of one field sit in its ``__post_init__``.
+"""
+
+from fl_app.schema.data import (
+    DataConfig,
+    DocstringsData,
+    EmbeddedData,
+    HubData,
+    LocalData,
+    PartitionConfig,
+)
+from fl_app.schema.device import (
+    ChannelConfig,
+    EdgeFederation,
+    FederationConfig,
+    FinetuneConfig,
+    IdealChannel,
+    NoPrompt,
+    OutputConfig,
+    PromptConfig,
+    SimulationFederation,
+)
+from fl_app.schema.model import (
+    HeadConfig,
+    HubModel,
+    LocalModel,
+    LoraConfig,
+    MinilmModel,
+    ModelConfig,
+    PeftConfig,
+)
+from fl_app.schema.run import Config
+from fl_app.schema.strategy import (
+    DistilConfig,
+    EmulatorConfig,
+    EmulatorDownloadStrategy,
+    ServerRuleConfig,
+    StrategyConfig,
+)
+
+__all__ = [
+    "ChannelConfig",
+    "Config",
+    "DataConfig",
+    "DistilConfig",
+    "DocstringsData",
+    "EdgeFederation",
+    "EmbeddedData",
+    "EmulatorConfig",
+    "EmulatorDownloadStrategy",
+    "FederationConfig",
+    "FinetuneConfig",
+    "HeadConfig",
+    "HubData",
+    "HubModel",
+    "IdealChannel",
+    "LocalData",
+    "LocalModel",
+    "LoraConfig",
+    "MinilmModel",
+    "ModelConfig",
+    "NoPrompt",
+    "OutputConfig",
+    "PartitionConfig",
+    "PeftConfig",
+    "PromptConfig",
+    "ServerRuleConfig",
+    "SimulationFederation",
+    "StrategyConfig",
+]

@@ -1,0 +1,109 @@
+"""Options of the link, the prompts, local tuning, who takes part, and the output."""
+
+from dataclasses import dataclass
+from math import inf
+
+from fl_app.schema.checks import require
+
+
+@dataclass
+class ChannelConfig:
+    """The link between devices and server."""
+
+
+@dataclass
+class IdealChannel(ChannelConfig):
+    """Error-free digital link; only bytes count."""
+
+
+@dataclass
+class PromptConfig:
+    """Soft prompts."""
+
+
+@dataclass
+class NoPrompt(PromptConfig):
+    """No prompts."""
+
+
+@dataclass
+class FinetuneConfig:
+    """Local fine-tuning on a device."""
+
+    epochs: int = 1
+    max_steps: int | None = 20
+    """At most this many local steps a round; null: no limit."""
+    batch_size: int = 8
+    lr: float = 5e-3
+    """AdamW learning rate of LoRA."""
+    head_lr: float = 2e-2
+    """AdamW learning rate of the task head."""
+    eps: float = 1e-3
+    """AdamW's denominator constant. With the usual 1e-8 a device with next to nothing to learn
+    moves the adapter as much as the others."""
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    logit_adjustment: float = 1.0
+    """Share of a device's own class balance taken out of its loss, >= 0 (usually 0 or 1); language
+    models have none."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for key in ("epochs", "batch_size"):
+            value = getattr(self, key)
+            require(f"finetune.{key}", value, value >= 1, "must be >= 1")
+        steps = self.max_steps
+        require("finetune.max_steps", steps, steps is None or steps >= 1, "must be >= 1 or null")
+        for key in ("lr", "head_lr", "eps", "clip_norm"):
+            value = getattr(self, key)
+            require(f"finetune.{key}", value, 0 < value < inf, "must be > 0 and finite")
+        decay = self.weight_decay
+        adjustment = self.logit_adjustment
+        ok = 0 <= adjustment < inf
+        require("finetune.logit_adjustment", adjustment, ok, "must be >= 0 and finite")
+        require("finetune.weight_decay", decay, 0 <= decay < inf, "must be >= 0 and finite")
+
+
+@dataclass
+class FederationConfig:
+    """Who takes part."""
+
+    num_devices: int = 10
+    devices_per_round: int | None = None
+    """Devices drawn per round; null: all."""
+    timeout_s: float = 3600.0
+    """Seconds a round waits for replies."""
+    join_timeout_s: float = 120.0
+    """Seconds to wait at the start for nodes to connect."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        total, drawn = self.num_devices, self.devices_per_round
+        require("federation.num_devices", total, total >= 1, "must be >= 1")
+        require(
+            "federation.devices_per_round",
+            drawn,
+            drawn is None or 1 <= drawn <= total,
+            f"must be 1 to federation.num_devices={total}, or null",
+        )
+        for key in ("timeout_s", "join_timeout_s"):
+            value = getattr(self, key)
+            require(f"federation.{key}", value, value > 0, "must be > 0 seconds")
+
+
+@dataclass
+class SimulationFederation(FederationConfig):
+    """Simulated devices; where Flower offers fewer nodes, a node plays several devices."""
+
+
+@dataclass
+class EdgeFederation(FederationConfig):
+    """Real devices: one SuperNode is one device."""
+
+
+@dataclass
+class OutputConfig:
+    """Where results go."""
+
+    dir: str | None = None
+    """The run's own folder; null: outputs/<time>, with outputs/latest pointing to it."""

