@@ -97,7 +97,7 @@ def _load(overrides: str) -> schema.Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose("config", overrides=[_opened(word) for word in words])
+            composed = compose("config", overrides=[opened(word) for word in words])
         config: Any = OmegaConf.to_object(composed)
     except ConfigError:
         raise
@@ -109,7 +109,7 @@ def _load(overrides: str) -> schema.Config:
     return checked
 
 
-def _opened(word: str) -> str:
+def opened(word: str) -> str:
     """Lets an override name any option of a rule; ``strategies.rules`` knows which there are."""
     return f"++{word}" if word.startswith(_OPEN) else word
 

@@ -6,7 +6,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -19,6 +19,7 @@ from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
 from fl_app.schema import Config
 from fl_app.updates import Update
+from strategies.base import RoundLog
 from strategies.build import build_strategy
 from strategies.roster import call_roster
 
@@ -27,76 +28,81 @@ log = logging.getLogger("deft")
 
 @dataclass
 class Outcome:
-    """What a federation left behind.
+    """What a federation leaves behind, up to date while it runs and also where it raises.
 
     Attributes:
         adapter: the last adapter.
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
-        aggregated: number of rounds in which an update counted.
     """
 
-    adapter: Update
-    rounds: list[RoundRecord]
-    ledger: Ledger
-    aggregated: int
+    adapter: Update = field(default_factory=dict)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def aggregated(self) -> int:
+        """Number of rounds in which an update counted."""
+        return sum(bool(record.devices) for record in self.rounds)
 
 
-def federate(grid: Grid, bench: Bench, *, measure_rounds: bool = True) -> Outcome:
+def federate(
+    grid: Grid, bench: Bench, *, measure_rounds: bool = True, outcome: Outcome | None = None
+) -> Outcome:
     """Runs the federation and measures its adapter.
 
     Args:
         grid: the way to the devices.
         bench: the prepared server; its adapters are left at the final values.
         measure_rounds: measure emulator and plug-in after every round, for the curves.
+        outcome: filled and returned; pass one to see what was reached before an exception.
 
     Raises:
-        RunError: no node joined, or no round aggregated anything.
+        RunError: no node joined, or a worker process died.
     """
-    config, ledger = bench.config, Ledger()
+    config, outcome = bench.config, outcome or Outcome()
     roster = call_roster(grid, config.federation)
     strategy = build_strategy(
         config,
         roster=roster,
-        ledger=ledger,
+        ledger=outcome.ledger,
         layout_hash=bench.full.layout_hash(),
         emulator=bench.blob,
     )
     measured: dict[int, dict[str, float]] = {}
-    adapters = {0: bench.full.read()}
+    outcome.adapter = bench.full.read()
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        adapters[0] = wire.from_blob(wire.blob_of(arrays))
+        outcome.adapter = wire.from_blob(wire.blob_of(arrays))
         if measure_rounds:
             measured[server_round] = {
-                "plug_in": measure_plug_in(bench, adapters[0], bench.round_test),
-                "emulator": measure_emulator(bench, adapters[0], bench.round_test),
+                "plug_in": measure_plug_in(bench, outcome.adapter, bench.round_test),
+                "emulator": measure_emulator(bench, outcome.adapter, bench.round_test),
             }
         _progress(config, server_round, strategy.rounds, measured.get(server_round, {}))
         return None
 
-    strategy.start(
-        grid,
-        wire.blob_record(wire.to_blob(adapters[0])),
-        num_rounds=config.strategy.num_rounds,
-        timeout=config.federation.timeout_s,
-        evaluate_fn=after_round,
-    )
-    aggregated = sum(bool(book.devices) for book in strategy.rounds.values())
-    rounds = [
-        RoundRecord(round=0, metrics=measured.get(0, {}), devices=[], dropped={}, seconds=0.0)
-    ]
-    rounds += [
-        RoundRecord(
-            round=number,
-            metrics={**measured.get(number, {}), **book.metrics},
-            devices=book.devices,
-            dropped=book.dropped,
-            seconds=book.seconds,
+    try:
+        strategy.start(
+            grid,
+            wire.blob_record(wire.to_blob(outcome.adapter)),
+            num_rounds=config.strategy.num_rounds,
+            timeout=config.federation.timeout_s,
+            evaluate_fn=after_round,
         )
-        for number, book in sorted(strategy.rounds.items())
-    ]
-    return Outcome(adapter=adapters[0], rounds=rounds, ledger=ledger, aggregated=aggregated)
+    finally:
+        books = {0: RoundLog(), **strategy.rounds}
+        outcome.rounds = [
+            RoundRecord(
+                round=number,
+                metrics={**measured.get(number, {}), **book.metrics},
+                devices=book.devices,
+                dropped=book.dropped,
+                seconds=book.seconds,
+            )
+            for number, book in sorted(books.items())
+        ]
+    return outcome
 
 
 def require_progress(outcome: Outcome) -> None:

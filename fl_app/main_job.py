@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_app.bench import measure_emulator, measure_plug_in, prepare
 from fl_app.config import load_config, to_dict, to_yaml
-from fl_app.job import adapter_sha256, federate, require_progress
+from fl_app.job import Outcome, adapter_sha256, federate, require_progress
 from fl_app.references import run_references
 from fl_app.report import final_table, write_report
 from fl_app.result import (
@@ -25,6 +25,7 @@ from fl_app.result import (
     write_result,
 )
 from fl_app.schema import Config, EdgeFederation, LoraConfig
+from fl_app.tasks import KINDS
 from fl_app.updates import Update
 from fl_app.variants import REFERENCES
 
@@ -55,7 +56,11 @@ def run_main_job(grid: Grid, overrides: str) -> RunResult:
     try:
         config = load_config(overrides)
         known |= {"seed": config.seed, "config": to_dict(config)}
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        task = KINDS[config.model.task]
+        known["metric"] = Metric(task.metric, task.higher_is_better)
+        # Members of groups (model=local, say) leave no trace in the resolved values.
+        text = f"# overrides: {' '.join(overrides.split())}\n{to_yaml(config)}"
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
         adapter = _run(grid, config, overrides, folder, known)
     except Exception as error:
         # What was reached before the failure is kept: rounds, traffic, figures.
@@ -116,11 +121,13 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     started = time.monotonic()
     bench = prepare(config)
     prepared = time.monotonic()
-    known["metric"] = Metric(bench.task.metric, bench.task.higher_is_better)
     known["model"] = bench.facts
     known["timings"] = timings = {"prepare": prepared - started}
-    outcome = federate(grid, bench)
-    known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
+    outcome = Outcome()
+    try:
+        federate(grid, bench, outcome=outcome)
+    finally:
+        known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
     require_progress(outcome)
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     final["plug_in"] = measure_plug_in(bench, outcome.adapter, bench.test)

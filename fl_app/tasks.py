@@ -279,6 +279,14 @@ class CausalLm:
         return float(np.exp(total / count))
 
 
+KINDS: dict[str, type[Classification] | type[CausalLm]] = {
+    "sequence_classification": SequenceClassification,
+    "causal_lm": CausalLm,
+    "image_classification": ImageClassification,
+}
+"""Names of tasks to their classes; what they measure is known before anything is loaded."""
+
+
 def build_task(
     task: str,
     *,

@@ -5,6 +5,7 @@ Jobs run one after the other on the in-process grid (no start-up cost); ``--flwr
 mean and standard deviation over seeds close the sweep. ``--json FILE`` copies that file.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fl_app.config import CONF, register_schemas
+from fl_app.config import CONF, opened, register_schemas
 from fl_app.errors import DeftError
 from fl_app.result import FINAL_KEYS, read_result
 from scripts.simulate import simulate
@@ -33,7 +34,8 @@ _FLWR = "DEFT_SWEEP_FLWR"
 def job(_config: DictConfig) -> None:
     """Runs one job; its overrides are Hydra's, its folder is the job's own."""
     chosen = HydraConfig.get()
-    words = [*chosen.overrides.task, f"output.dir={chosen.runtime.output_dir}"]
+    task = [word.lstrip("+") for word in chosen.overrides.task]
+    words = [*task, f"output.dir={chosen.runtime.output_dir}"]
     if os.environ.get(_FLWR):
         from scripts.run_main import main as run_main
 
@@ -121,13 +123,11 @@ def show(rows: list[dict[str, Any]], summary: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     """Command line; returns the number of failed jobs, capped at 1."""
-    words, target = sys.argv[1:], None
-    if "--json" in words:
-        place = words.index("--json")
-        target = Path(words[place + 1])
-        del words[place : place + 2]
-    if "--flwr" in words:
-        words.remove("--flwr")
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
+    parser.add_argument("--flwr", action="store_true", help="make each job a real flwr run")
+    options, words = parser.parse_known_args()  # the rest is Hydra's
+    if options.flwr:
         os.environ[_FLWR] = "1"
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder = Path.cwd() / "outputs" / f"sweep-{stamp}"
@@ -135,7 +135,7 @@ def main() -> int:
         words.insert(0, "-m")
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     places = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
-    sys.argv = [sys.argv[0], *words, *places, *quiet]
+    sys.argv = [sys.argv[0], *map(opened, words), *places, *quiet]
     register_schemas()
     job()
     rows = collect(folder)
@@ -143,8 +143,8 @@ def main() -> int:
     show(rows, summary)
     text = json.dumps({"jobs": rows, "summary": summary}, indent=2)
     (folder / "sweep.json").write_text(text)
-    if target:
-        target.write_text(text)
+    if options.json:
+        options.json.write_text(text)
     failed = [row["job"] for row in rows if row["verdict"] != "ok"]
     if failed or not rows:
         sys.stderr.write(f"failed jobs: {failed or 'all'}\n")

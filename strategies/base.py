@@ -175,7 +175,14 @@ class FederatedDeft(Strategy):
             self._space.enter(updates.add(self._adapter, updates.unstack(row, self._adapter)))
             for row in received.rows
         ]
-        combined = self._rule.apply(server_round, rows, received.weights)
+        try:
+            combined = self._rule.apply(server_round, rows, received.weights)
+        except RunError as error:  # too few survivors for Krum, say; the next round may have more
+            log.warning("round %d: %s; the adapter is unchanged", server_round, error)
+            for reply in accepted:
+                book.drop(reply.device, "rule")
+            book.seconds = time.monotonic() - self._started
+            return None, None
         adapter = self._space.leave(combined)
         if not updates.is_finite(adapter):
             raise RunError(

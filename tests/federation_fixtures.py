@@ -57,7 +57,11 @@ class TinyFederation:
 
     def overrides(self, *more: str) -> str:
         """Returns an override string; later words win."""
-        words = [
+        return shlex.join(self.words(*more))
+
+    def words(self, *more: str) -> list[str]:
+        """Returns overrides one by one."""
+        return [
             "model=local",
             f"model.path={self.model}",
             "model.max_length=12",
@@ -81,8 +85,8 @@ class TinyFederation:
             "finetune.head_lr=0.05",
             "finetune.eps=1e-8",
             "finetune.logit_adjustment=0",
+            *more,
         ]
-        return shlex.join([*words, *more])
 
 
 @dataclass(frozen=True)

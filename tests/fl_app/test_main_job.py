@@ -135,6 +135,8 @@ def test_the_resolved_configuration_can_be_read_again(
     written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     again = load_config(tiny_federation.overrides("seed=3", f"output.dir={folder}"))
     assert written == to_dict(again) == _read(folder)["config"]
+    # What the values do not show, which member of each group was chosen, stands above them.
+    assert "model=local" in (folder / "config.yaml").read_text().splitlines()[0]
 
 
 def test_report_and_curves_are_there(done: tuple[Path, RunResult]) -> None:
@@ -252,7 +254,7 @@ def test_the_head_alone_leaves_no_adapter_folder(
     tiny_federation: TinyFederation, tmp_path: Path
 ) -> None:
     overrides = tiny_federation.overrides(f"output.dir={tmp_path}", "strategy.num_rounds=1")
-    overrides = overrides.replace("peft=lora peft.rank=2", "peft=head")
+    overrides = overrides.replace("peft=lora peft.rank=2 'peft.targets=[]'", "peft=head")
     with FaultyGrid(app, num_nodes=4, run_config={"overrides": overrides}) as grid:
         result = run_main_job(grid, overrides)
     assert result.verdict == "ok"
@@ -283,7 +285,20 @@ def test_a_dead_worker_fails_the_run(tiny_federation: TinyFederation, tmp_path: 
     faults = {(2, 1): fakes.raises("ActorDiedError: killed")}
     with pytest.raises(RunError, match="worker process died"):
         _run(tiny_federation, tmp_path, faults=faults)
-    assert "worker process died" in _read(tmp_path)["reason"]
+    raw = _read(tmp_path)
+    assert "worker process died" in raw["reason"]
+    # The round before it is kept, with its traffic.
+    assert [record["round"] for record in raw["rounds"]] == [0, 1, 2]
+    assert raw["rounds"][1]["devices"] == list(range(NUM_DEVICES))
+    assert raw["ledger"]["uplink_bytes"] > 0
+
+
+def test_a_failed_run_says_what_it_would_have_measured(
+    tiny_federation: TinyFederation, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError):
+        _run(tiny_federation, tmp_path, "model.task=causal_lm", "data.path=/no/where")
+    assert _read(tmp_path)["metric"] == {"name": "perplexity", "higher_is_better": False}
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,17 @@ def test_a_round_without_survivors_keeps_the_adapter_and_the_next_goes_on(player
     require_progress(played.outcome)
 
 
+def test_too_few_survivors_for_the_rule_cost_a_round_and_not_the_run(player: Player) -> None:
+    """Bulyan needs 4 f + 3 updates; with two of four devices gone it has nothing to go by."""
+    words = ("strategy.server_rule.name=bulyan",)
+    played = player.play(*words, faults={(1, 2): fakes.vanishes, (1, 3): fakes.raises()})
+    assert played.dropped(1) == {"silent": [2], "error": [3], "rule": [0, 1]}
+    assert played.devices(1) == []
+    assert (played.dropped(2), played.devices(2)) == ({}, ALL)
+    orders = [wire.read_order(exchange.sent) for exchange in played.of_round(2)]
+    assert {adapter_sha256(order.adapter) for order in orders} == {adapter_sha256(played.start)}
+
+
 def test_a_last_round_without_survivors_keeps_the_adapter(player: Player) -> None:
     lost = {(2, device): fakes.raises() for device in ALL}
     played = player.play(SKEW, faults=lost)
