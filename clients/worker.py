@@ -12,6 +12,7 @@ from clients.cache import BlobCache
 from fl_app import wire
 from fl_app.data.examples import Examples
 from fl_app.data.source import load_file, require_columns
+from fl_app.errors import DataError
 from fl_app.finetune import LocalTuning, tune
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import head_modules
@@ -45,7 +46,9 @@ class EmulatorSession:
             columns=columns_of(config.data),
             max_length=config.model.max_length,
             model_config=package.model.config,
+            overall_shares=package.class_shares,
         )
+        self.data_digest = package.data_digest
         self.encoded: dict[int, Encoded] = {}
         self.checked: set[int] = set()
         """Devices whose own copy on disk was read and found undamaged by this process."""
@@ -77,7 +80,8 @@ class EmulatorWorker:
         if session is None:
             return wire.no_emulator_reply(message, order)
         if order.device not in session.encoded:
-            session.encoded[order.device] = session.task.encode(self._examples(order.device))
+            examples = self._examples(order.device, session.data_digest)
+            session.encoded[order.device] = session.task.encode(examples)
         encoded = session.encoded[order.device]
         session.adapter.write(order.adapter)
         loss, steps = tune(
@@ -113,13 +117,19 @@ class EmulatorWorker:
         session.checked.add(device)
         return session
 
-    def _examples(self, device: int) -> Examples:
+    def _examples(self, device: int, digest: str) -> Examples:
         if self._local_path is not None:
             examples = load_file(self._local_path, key="node-config data-path")
             require_columns(examples, needed_columns(self._config))
             return examples
         if self._material is None:
             self._material = load_material(self._config)
+        if self._material.digest != digest:
+            raise DataError(
+                "the training rows here are not the server's (another file, or, for "
+                "data=docstrings, another release of Python), so shares would overlap; give the "
+                'node its own file with --node-config "data-path=..."'
+            )
         return self._material.of_device(device)
 
     def _tuning(self, proximal_mu: float) -> LocalTuning:

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_app.data.source import require_columns
 from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone, head_modules, load_backbone
+from fl_app.fomo.backbone import Backbone, head_modules, load_backbone, require_length
 from fl_app.fomo.compress import Compression
 from fl_app.fomo.distil import Distillation, distil
 from fl_app.fomo.emulator import Split, build_emulator
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.package import EmulatorPackage, pack, unpack
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
-from fl_app.material import Material, load_material
+from fl_app.material import Material, dealing_columns, load_material
 from fl_app.schema import (
     Config,
     EmulatorConfig,
@@ -31,6 +32,7 @@ from fl_app.schema import (
     LocalModel,
     MinilmModel,
     ModelConfig,
+    SimulationFederation,
 )
 from fl_app.seeding import generator
 from fl_app.settings import columns_of, lora_spec, split_of
@@ -93,8 +95,8 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     """
     torch.set_num_threads(1)  # the same sums whatever the machine is doing
     settings = emulator_settings(config)
-    build_rule(config.strategy.server_rule)  # a rule that is refused is refused before the work
     material = material or load_material(config)
+    _try_out(config, material)
     log.info("loading the foundation model")
     backbone = load_backbone(
         model_source(config.model),
@@ -102,6 +104,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         labels=material.labels,
         seed=config.seed,
     )
+    require_length(backbone.model.config, config.model.max_length)
     task = build_task(
         backbone.task,
         files=backbone.files,
@@ -116,7 +119,15 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     student = build_emulator(backbone.model, backbone.task, split)
     losses = _distil(config, settings, backbone, student, split, task, public)
     how = Compression(sparsity=settings.sparsity, bits=settings.bits)
-    sketch = EmulatorPackage(student, split, backbone.task, backbone.labels, backbone.files)
+    sketch = EmulatorPackage(
+        student,
+        split,
+        backbone.task,
+        backbone.labels,
+        backbone.files,
+        class_shares=task.class_shares(public),
+        data_digest=material.digest,
+    )
     blob = pack(sketch, how, settings.wire_dtype)
     emulator = unpack(blob).model  # measure what devices get, not what it was made from
     facts = {
@@ -145,6 +156,15 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
     )
+
+
+def _try_out(config: Config, material: Material) -> None:
+    """Does what is cheap and may be refused before the work starts, not on every device."""
+    build_rule(config.strategy.server_rule)
+    match config.federation:
+        case SimulationFederation():
+            require_columns(material.train, dealing_columns(config))
+            _ = material.partition
 
 
 def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:

@@ -114,6 +114,11 @@ def opened(word: str) -> str:
     return f"++{word}" if word.startswith(_OPEN) else word
 
 
+def closed(word: str) -> str:
+    """Undoes ``opened``."""
+    return word.removeprefix("++") if word.startswith(f"++{_OPEN}") else word
+
+
 def to_dict(config: schema.Config) -> dict[str, Any]:
     """Returns the configuration as plain containers, ready for JSON or YAML."""
     return dataclasses.asdict(config)

@@ -1,5 +1,6 @@
 """What server and simulated devices read: splits, labels, the public share, the partition."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,18 @@ def needed_columns(config: Config) -> dict[str, str]:
                 {} if data.prompt_column is None else {"data.prompt_column": data.prompt_column}
             )
             return {**prompt, "data.completion_column": data.completion_column}
+
+
+def dealing_columns(config: Config) -> dict[str, str]:
+    """Returns the columns by which training rows are dealt to simulated devices."""
+    how = config.data.partition
+    match how.kind:
+        case "dirichlet":
+            return {"data.label_column": config.data.label_column}
+        case "column":
+            return {"data.partition.column": str(how.column)}
+        case _:
+            return {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,18 @@ class Material:
             column=how.column,
             law=how.law,
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the training rows in their order: equal digests deal equal shares."""
+        sha = hashlib.sha256()
+        for name, values in sorted(self.train.columns.items()):
+            sha.update(f"{name} {len(values)}\n".encode())
+            # images are arrays, texts and labels plain values
+            sha.update(
+                values.tobytes() if isinstance(values, np.ndarray) else repr(values).encode()
+            )
+        return sha.hexdigest()
 
     def of_device(self, device: int) -> Examples:
         """Returns the training rows of one simulated device.

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from fl_app.errors import ConfigError
-from fl_app.schema import Config, EmulatorConfig, HeadConfig
+from fl_app.schema import Config, EmulatorConfig, HeadConfig, ServerRuleConfig
 
 REFERENCES = ("frozen", "federated_full", "centralised")
 
@@ -47,14 +47,17 @@ def _full_model(config: Config) -> Config:
 
 
 def _one_device(config: Config) -> Config:
-    """One device with all training data, and as many local steps as the federation makes."""
+    """One device with all training data, and at most as many local steps as the federation makes.
+
+    The server's rule is of no concern there: what the one device made is the result.
+    """
     federation, finetune = config.federation, config.finetune
     drawn = federation.devices_per_round or federation.num_devices
     rounds = config.strategy.num_rounds
     steps = finetune.max_steps
     return dataclasses.replace(
         config,
-        strategy=dataclasses.replace(config.strategy, num_rounds=1),
+        strategy=dataclasses.replace(config.strategy, num_rounds=1, server_rule=ServerRuleConfig()),
         federation=dataclasses.replace(federation, num_devices=1, devices_per_round=None),
         data=dataclasses.replace(
             config.data, partition=dataclasses.replace(config.data.partition, kind="iid")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fl_app.config import CONF, opened, register_schemas
+from fl_app.config import CONF, closed, opened, register_schemas
 from fl_app.errors import DeftError
 from fl_app.result import FINAL_KEYS, read_result
 from scripts.simulate import simulate
@@ -34,7 +34,7 @@ _FLWR = "DEFT_SWEEP_FLWR"
 def job(_config: DictConfig) -> None:
     """Runs one job; its overrides are Hydra's, its folder is the job's own."""
     chosen = HydraConfig.get()
-    task = [word.lstrip("+") for word in chosen.overrides.task]
+    task = [closed(word) for word in chosen.overrides.task]
     words = [*task, f"output.dir={chosen.runtime.output_dir}"]
     if os.environ.get(_FLWR):
         from scripts.run_main import main as run_main

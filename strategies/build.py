@@ -1,6 +1,8 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
-from fl_app.errors import ConfigError
+import numpy as np
+
+from fl_app.errors import ConfigError, RunError
 from fl_app.ledger import Ledger
 from fl_app.schema import (
     ChannelConfig,
@@ -27,12 +29,26 @@ def build_uplink(channel: ChannelConfig) -> Uplink:
             raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
 
 
-def build_rule(rule: ServerRuleConfig) -> ServerRule:
+def build_rule(rule: ServerRuleConfig, num_devices: int | None = None) -> ServerRule:
     """Turns the choice of a rule into the rule.
 
+    Args:
+        rule: the choice.
+        num_devices: devices per round, if known; the rule is tried on that many.
+
     Raises:
-        ConfigError: unknown rule or option.
+        ConfigError: unknown rule or option, or one that needs more devices.
     """
+    if num_devices is not None:
+        probe = {"probe": np.zeros(1, np.float32)}
+        trial = ServerRule(rule.name, rule.options)
+        trial.announce(1, probe)
+        try:
+            trial.apply(1, [probe] * num_devices, np.ones(num_devices))
+        except RunError as error:
+            raise ConfigError(
+                f"{error}; choose another strategy.server_rule, or more devices per round"
+            ) from error
     return ServerRule(rule.name, rule.options)
 
 
@@ -43,7 +59,7 @@ def build_strategy(
     space: LoraSpace = FactorSpace()
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank)
-    drawn = config.federation.devices_per_round or len(roster.devices)
+    drawn = min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
     match config.strategy:
         case EmulatorDownloadStrategy():
             return EmulatorDownload(
@@ -51,10 +67,10 @@ def build_strategy(
                 roster=roster,
                 uplink=build_uplink(config.channel),
                 space=space,
-                rule=build_rule(config.strategy.server_rule),
+                rule=build_rule(config.strategy.server_rule, num_devices=drawn),
                 ledger=ledger,
                 layout_hash=layout_hash,
-                devices_per_round=min(drawn, len(roster.devices)),
+                devices_per_round=drawn,
                 timeout_s=config.federation.timeout_s,
                 seed=config.seed,
             )

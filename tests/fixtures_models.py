@@ -190,7 +190,12 @@ class TinyModels:
         return task_of(self._loaded(family, task))
 
 
-def task_of(backbone: Backbone, max_length: int = MAX_LENGTH, **columns: Any) -> Task:
+def task_of(
+    backbone: Backbone,
+    max_length: int = MAX_LENGTH,
+    overall_shares: tuple[float, ...] = (),
+    **columns: Any,
+) -> Task:
     """Builds the task of a backbone."""
     return build_task(
         backbone.task,
@@ -199,6 +204,7 @@ def task_of(backbone: Backbone, max_length: int = MAX_LENGTH, **columns: Any) ->
         columns=Columns(**columns),
         max_length=max_length,
         model_config=backbone.model.config,
+        overall_shares=overall_shares,
     )
 
 

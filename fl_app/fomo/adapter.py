@@ -24,7 +24,7 @@ from fl_app.seeding import generator
 from fl_app.updates import Update
 
 _PEFT_LEAD = "base_model.model."
-_ALL = ("all-linear",)
+_ALL = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,24 @@ class Adapter:
         self._tuned = dict(sorted(self._tuned.items()))
 
     def _wrap(self, model: Any, tuned: set[int], saved: Sequence[str], spec: LoraSpec) -> Any:
-        targets = spec.targets or family_of(model.config).targets
-        modules = [
+        maps = [
             name
             for name, module in model.named_modules()
             if (place := block_of(name, self._stacks)) is not None
             and self._to_full[place[1]] in tuned
-            and (name.rsplit(".", 1)[-1] in targets or (targets == _ALL and _is_linear(module)))
+            and _is_linear(module)
         ]
-        if not modules:
+        known = {name.rsplit(".", 1)[-1] for name in maps}
+        targets = set(spec.targets or family_of(model.config).targets)
+        if targets == {_ALL}:
+            targets = known
+        if unknown := targets - known:
             raise ModelError(
-                f"peft.targets={list(targets)} names no map in the tuned blocks {sorted(tuned)} "
-                f"of a {model.config.model_type} model"
+                f"peft.targets={list(spec.targets)}: the tuned blocks {sorted(tuned)} of a "
+                f"{model.config.model_type} model have no map {', '.join(sorted(unknown))}; choose "
+                f"among {', '.join(sorted(known))}, or {_ALL} alone"
             )
+        modules = [name for name in maps if name.rsplit(".", 1)[-1] in targets]
         config = peft.LoraConfig(
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides, floats are fine
@@ -168,6 +173,11 @@ class Adapter:
         if isinstance(self.model, _HeadOnly):
             raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
         self.model.save_pretrained(folder)
+        # PEFT writes its set of names in random order; equal adapters shall be equal files.
+        path = folder / "adapter_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["target_modules"].sort()
+        path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 class _HeadOnly(nn.Module):

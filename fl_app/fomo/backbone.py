@@ -123,6 +123,24 @@ def load_backbone(source: str, *, task: str, labels: tuple[str, ...], seed: int)
     )
 
 
+def require_length(config: Any, max_length: int) -> None:
+    """Checks that a model has a position for every token of the longest input.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions, or images
+        return
+    if config.model_type == "roberta":  # counts positions from behind its padding token
+        positions -= config.pad_token_id + 1
+    if max_length > positions:
+        raise ModelError(
+            f"model.max_length={max_length} is more than the {positions} positions of this "
+            f"{config.model_type} model; set it to {positions} or less"
+        )
+
+
 def tokenizer_from(files: dict[str, str]) -> Any:
     """Builds the tokenizer from its files alone (the same code on server and device).
 

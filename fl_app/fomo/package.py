@@ -35,6 +35,8 @@ class EmulatorPackage:
         task: the model's task.
         labels: class names in the order of the logits.
         files: tokenizer or preprocessor files by name.
+        class_shares: share of each class in the server's public rows; empty if it has none.
+        data_digest: hash of the training rows that simulated devices share among themselves.
     """
 
     model: Any
@@ -42,6 +44,8 @@ class EmulatorPackage:
     task: str
     labels: tuple[str, ...]
     files: dict[str, str]
+    class_shares: tuple[float, ...] = ()
+    data_digest: str = ""
 
 
 def content_hash(blob: bytes) -> str:
@@ -86,6 +90,8 @@ def pack(package: EmulatorPackage, how: Compression, wire_dtype: str = "auto") -
         "task": package.task,
         "labels": list(package.labels),
         "files": package.files,
+        "class_shares": list(package.class_shares),
+        "data_digest": package.data_digest,
         "split": _numbers(package.split),
         "compression": [how.sparsity, how.bits],
         "packed": packed,
@@ -141,6 +147,8 @@ def _rebuild(blob: bytes) -> EmulatorPackage:
         task=header["task"],
         labels=tuple(header["labels"]),
         files=header["files"],
+        class_shares=tuple(header["class_shares"]),
+        data_digest=header["data_digest"],
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,15 @@ def test_devices_tune_the_reference_they_are_told(player: Player, context: Make)
 
 def test_the_fixture_names_the_emulator_as_the_cache_does(bench: Bench) -> None:
     assert content_hash(bench.blob) == hashlib.sha256(bench.blob).hexdigest()
+
+
+def test_devices_whose_rows_are_not_the_servers_do_not_deal_from_them(
+    player: Player, tmp_path: Path
+) -> None:
+    """Shares of two different tables would overlap, and hold the server's own rows."""
+    shutil.copytree(player.tiny.data, tmp_path / "data")
+    word = f"data.path={tmp_path / 'data'}"
+    player.bench(player.tiny.overrides(word))
+    with (tmp_path / "data" / "train.tsv").open("a") as file:
+        file.write("w1 w2\tlamp\n")
+    assert player.play(word).dropped(1) == {"error": list(range(NUM_DEVICES))}

@@ -230,6 +230,9 @@ class _Linear:
         loss: torch.Tensor = (self._slope * model).sum()
         return loss * float("nan") if len(self.seen) == self._bad_step else loss
 
+    def class_shares(self, encoded: Encoded) -> tuple[float, ...]:
+        raise NotImplementedError
+
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         return self.loss
 

@@ -269,6 +269,14 @@ def test_the_name_of_an_adapter_is_the_hash_of_its_bytes(player: Player) -> None
 @pytest.mark.parametrize(
     ("word", "error", "says"),
     [
+        ("model.max_length=64", ModelError, r"model\.max_length=64.*32 positions.*set it to 32"),
+        ("data.partition.kind=column", ConfigError, r"data\.partition\.column"),
+        (
+            "data.partition.kind=column data.partition.column=nope",
+            DataError,
+            r"data\.partition\.column='nope'.*columns are: text, label",
+        ),
+        ("federation.num_devices=97", DataError, "97"),
         ("strategy.emulator.middle=4", ModelError, r"strategy\.emulator\.middle=4.*3 blocks"),
         ("strategy.emulator.left=5", ModelError, r"strategy\.emulator\.left=5.*model's 5"),
         ("data.path=/no/where", DataError, r"data\.path.*/no/where"),
@@ -283,7 +291,7 @@ def test_what_does_not_fit_is_named_before_anything_is_sent(
     player: Player, word: str, error: type[DeftError], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        prepare(load_config(player.tiny.overrides(word)))
+        prepare(load_config(player.tiny.overrides(*word.split())))
 
 
 def test_a_rule_that_does_not_exist_is_named_before_anything_is_loaded(player: Player) -> None:

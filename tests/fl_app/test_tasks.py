@@ -46,15 +46,17 @@ def test_classification_loss_and_hits_by_hand(tiny: TinyModels, case: tuple[str,
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 def test_logit_adjustment_by_hand(tiny: TinyModels, strength: float) -> None:
-    """Cross-entropy of logits + tau log((n_c + 1/2) / (n + C/2)), counted over the whole device."""
-    case = ("bert", _CLASSES)
-    model, task = tiny.load(*case).model, tiny.task(*case)
+    """Cross-entropy of logits + tau log(p_c / q_c), p_c = (n_c + 1/2) / (n + C/2), q_c overall."""
+    overall = (0.5, 0.2, 0.3)
+    backbone = tiny.load("bert", _CLASSES)
+    model, task = backbone.model, task_of(backbone, overall_shares=overall)
     encoded = task.encode(tiny_examples(20))
     batch = task.batch(encoded, range(7))
-    prior = [(encoded.targets.count(c) + 0.5) / (20 + 1.5) for c in range(len(LABELS))]
+    own = [(encoded.targets.count(c) + 0.5) / (20 + 1.5) for c in range(len(LABELS))]
     rows = logits_of(model, batch).double().tolist()
     shifted = [
-        [z + strength * math.log(p) for z, p in zip(row, prior, strict=True)] for row in rows
+        [z + strength * math.log(p / q) for z, p, q in zip(row, own, overall, strict=True)]
+        for row in rows
     ]
     labels = batch["labels"].tolist()
     pairs = zip(shifted, labels, strict=True)
@@ -65,13 +67,28 @@ def test_logit_adjustment_by_hand(tiny: TinyModels, strength: float) -> None:
         )
         plain = float(task.loss(model, batch))
         assert float(task.local_loss(encoded, 0.0)(model, batch)) == plain
+        assert float(task_of(backbone).local_loss(encoded, strength)(model, batch)) == plain
     assert plain != pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_device_with_the_overall_balance_is_not_adjusted(tiny: TinyModels) -> None:
+    """However uneven that balance is: such a device has no skew to take out."""
+    backbone = tiny.load("bert", _CLASSES)
+    texts = tiny_examples(40).columns["text"]
+    labels = [LABELS[0]] * 34 + [LABELS[1]] * 4 + [LABELS[2]] * 2
+    encoded = task_of(backbone).encode(Examples({"text": texts, "label": labels}))
+    task = task_of(backbone, overall_shares=task_of(backbone).class_shares(encoded))
+    batch = task.batch(encoded, range(0, 40, 5))
+    with torch.inference_mode():
+        plain = float(task.loss(backbone.model, batch))
+        adjusted = float(task.local_loss(encoded, 1.0)(backbone.model, batch))
+    assert adjusted == pytest.approx(plain, rel=1e-6)
 
 
 def test_a_device_of_one_class_has_next_to_nothing_to_say(tiny: TinyModels) -> None:
     """Without adjustment such a device pulls every logit towards its class."""
-    case = ("bert", _CLASSES)
-    model, task = tiny.load(*case).model, tiny.task(*case)
+    backbone = tiny.load("bert", _CLASSES)
+    model, task = backbone.model, task_of(backbone, overall_shares=(1 / 3, 1 / 3, 1 / 3))
     rows = tiny_examples(400).columns
     encoded = task.encode(Examples({"text": rows["text"], "label": ["hot"] * 400}))
     batch = task.batch(encoded, range(16))
@@ -87,6 +104,7 @@ def test_a_language_model_has_no_classes_to_adjust(tiny: TinyModels) -> None:
     task = tiny.task("llama", "causal_lm")
     encoded = task.encode(tiny_examples(3))
     assert task.local_loss(encoded, 1.0) == task.loss == task.local_loss(encoded, 0.0)
+    assert task.class_shares(encoded) == ()
 
 
 @pytest.mark.parametrize(("family", "task_name"), CASES)

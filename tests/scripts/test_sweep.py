@@ -18,7 +18,11 @@ def test_a_sweep_reaches_the_open_table_of_a_rule_and_keeps_failed_jobs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = tiny_federation.words("strategy.num_rounds=1", "strategy.server_rule.name=fedadam")
-    swept = ["strategy.server_rule.options.eta=0.01,fast", "seed=0,1", f"--json={tmp_path / 'table'}"]
+    swept = [
+        "strategy.server_rule.options.eta=0.01,fast",
+        "seed=0,1",
+        f"--json={tmp_path / 'table'}",
+    ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["sweep", "-m", *words, *swept])
     assert sweep.main() == 1  # a rate must be a number, and both of its jobs are named

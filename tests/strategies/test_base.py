@@ -9,7 +9,7 @@ import pytest
 
 from clients.build import _worker
 from fl_app import wire
-from fl_app.errors import RunError
+from fl_app.errors import ConfigError, RunError
 from fl_app.job import adapter_sha256, require_progress
 from fl_app.updates import Update
 from tests import fakes
@@ -187,6 +187,12 @@ def test_too_few_survivors_for_the_rule_cost_a_round_and_not_the_run(player: Pla
     assert (played.dropped(2), played.devices(2)) == ({}, ALL)
     orders = [wire.read_order(exchange.sent) for exchange in played.of_round(2)]
     assert {adapter_sha256(order.adapter) for order in orders} == {adapter_sha256(played.start)}
+
+
+def test_a_rule_that_needs_more_devices_than_a_round_has_is_refused(player: Player) -> None:
+    words = ("strategy.server_rule.name=bulyan", "federation.devices_per_round=2")
+    with pytest.raises(ConfigError, match=r"bulyan.*more devices per round"):
+        player.play(*words)
 
 
 def test_a_last_round_without_survivors_keeps_the_adapter(player: Player) -> None:

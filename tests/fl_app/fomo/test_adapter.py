@@ -1,5 +1,6 @@
 """The adapter: names, starting values, plug-in round trip, and PEFT's own format."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,38 @@ def test_lora_layer_adds_scale_times_b_a(tiny: TinyModels) -> None:
     torch.testing.assert_close(logits_of(adapter.model, batch), logits_of(plain, batch))
 
 
-def test_unknown_target_is_an_error(tiny: TinyModels) -> None:
-    """The text names the setting, the value, the blocks and the family."""
-    with pytest.raises(ModelError, match=r"peft\.targets=\['q_lin'\].*\[0, 4\].*bert"):
+@pytest.mark.parametrize(
+    ("targets", "wrong"),
+    [
+        (("q_lin",), "q_lin"),
+        (("query", "valeu"), "valeu"),  # one right name does not excuse a wrong one
+        (("all-linear", "query"), "all-linear"),
+        (("LayerNorm",), "LayerNorm"),  # there, but no linear map
+    ],
+)
+def test_unknown_target_is_an_error(tiny: TinyModels, targets: tuple[str, ...], wrong: str) -> None:
+    """The text names the setting, the blocks, the family, the wrong name and the choices."""
+    with pytest.raises(
+        ModelError, match=rf"peft\.targets=.*\[0, 4\].*bert.*no map {wrong};.*key.*query.*value"
+    ):
         _adapter(
             tiny.load("bert", "sequence_classification").model,
             "sequence_classification",
-            spec=_spec(targets=("q_lin",)),
+            spec=_spec(targets=targets),
         )
+
+
+def test_a_saved_adapter_is_the_same_file_every_time(tiny: TinyModels, tmp_path: Path) -> None:
+    """PEFT keeps targets in a set, whose order differs from process to process."""
+    adapter = _adapter(
+        tiny.load("bert", "sequence_classification").model,
+        "sequence_classification",
+        spec=_spec(targets=("all-linear",)),
+    )
+    adapter.save(tmp_path)
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert named == sorted(named)
+    assert len(named) == 12  # query, key, value, three dense maps; two tuned blocks
 
 
 def test_chosen_targets_replace_the_default(tiny: TinyModels) -> None:

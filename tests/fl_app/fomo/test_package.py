@@ -1,5 +1,6 @@
 """The emulator on the wire: exactness, size, secrecy."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,6 +222,14 @@ def test_weight_beyond_half_precision_is_an_error_not_an_infinity(tiny: TinyMode
         pack(package, Compression(), "auto")
     received = unpack(pack(package, Compression(), "float32")).model
     assert float(received.classifier.weight[0, 0]) == 70_000.0
+
+
+def test_facts_about_the_data_travel_with_the_emulator(tiny: TinyModels) -> None:
+    facts = {"class_shares": (0.7, 0.1, 0.2), "data_digest": "ab" * 32}
+    package = dataclasses.replace(_package(tiny), **facts)  # type: ignore[arg-type]
+    received = unpack(pack(package, Compression()))
+    assert (received.class_shares, received.data_digest) == tuple(facts.values())
+    assert pack(_package(tiny), Compression()) != pack(package, Compression())
 
 
 def test_device_prepares_inputs_from_the_package_alone(tiny: TinyModels) -> None:
