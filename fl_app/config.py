@@ -149,8 +149,8 @@ def _explain(error: Exception, overrides: str) -> str:
         text = f"{text}: {str(cause).strip()}"
     text = re.sub(r"\s*To append to your config use [^\n]*: (?=Key )", " ", text)
     text = re.sub(r"\s*To append to your [^\n]* use \+[^\n]*", "", text)
-    found = re.search(r"Key '[^']+' not in '(\w+)'", text)
-    node = getattr(schema, found[1]) if found else schema.Config
+    found = re.search(r"Key '[^']+' not in '(\w+)'|object_type=(\w+)", text)
+    node = getattr(schema, found[1] or found[2], schema.Config) if found else schema.Config
     keys = ", ".join(field.name for field in dataclasses.fields(node))
     groups = "; ".join(f"{group}={'|'.join(choices(group))}" for group in [*GROUPS, "experiment"])
     return (

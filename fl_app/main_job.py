@@ -21,6 +21,7 @@ from fl_app.result import (
     Metric,
     RunResult,
     failed_result,
+    make_folder,
     package_versions,
     write_result,
 )
@@ -99,10 +100,8 @@ def output_folder(overrides: str) -> Path:
     for word in words:
         if word.startswith("output.dir="):
             given = word.removeprefix("output.dir=").strip("'\"")
-    if given:
-        folder = Path(given).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    if given and given != "null":
+        return make_folder(given)
     base = Path.cwd() / "outputs"
     if not os.access(Path.cwd(), os.W_OK):  # a SuperLink may have been started anywhere
         base = Path.home() / "deft-outputs"

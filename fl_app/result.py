@@ -170,6 +170,20 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def make_folder(name: str) -> Path:
+    """Returns the folder ``output.dir`` names, absolute and made if needed.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    folder = Path(name).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"output.dir={name}: {error}; choose a folder that can be made") from error
+    return folder
+
+
 def write_result(folder: Path, result: RunResult) -> Path:
     """Writes ``result.json`` so that a reader sees the old file or the new one, never a half.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fl_app.config import load_config
 from fl_app.errors import DeftError
+from fl_app.result import make_folder
 from scripts.flower import ROOT, LocalFlower, Outcome, absolute_paths, say
 from scripts.sandbox import interruptible
 
@@ -31,10 +32,9 @@ def choose_output_dir(overrides: Sequence[str], outputs: Path = OUTPUTS) -> Path
         The absolute path of the folder.
     """
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S.%f")
-    chosen = [o.removeprefix("output.dir=") for o in overrides if o.startswith("output.dir=")]
-    output_dir = Path(chosen[-1].strip("'\"")).expanduser() if chosen else outputs / stamp
-    output_dir = output_dir.absolute()
-    output_dir.mkdir(parents=True, exist_ok=True)
+    given = [o.removeprefix("output.dir=") for o in overrides if o.startswith("output.dir=")]
+    chosen = [name for name in given[-1:] if name != "null"]
+    output_dir = make_folder(chosen[-1].strip("'\"") if chosen else str(outputs / stamp))
     outputs.mkdir(parents=True, exist_ok=True)
     # A link cannot be changed in place; replacing it by another is one indivisible step.
     link = outputs / f".latest-{os.getpid()}"

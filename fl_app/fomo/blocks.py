@@ -22,8 +22,8 @@ class Family:
         stacks: paths of the block lists, relative to the model without its head. An
             encoder-decoder has two; both are split alike.
         depth_fields: configuration fields that hold the number of blocks, one for each stack.
-        targets: names of the linear maps inside a block that LoRA adapts by default (query and
-            value projections, or the fused projection where a family has only that).
+        targets: names of the linear maps inside a block that LoRA adapts where ``peft.targets`` is
+            empty (query and value projections, or the fused projection of a family that has one).
         pooler: name, relative to the model without its head, of a frozen map between the last block
             and the classifier; None where the classifier brings its own or needs none.
     """

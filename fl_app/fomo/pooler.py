@@ -1,8 +1,8 @@
 """A pooler that passes the first token on, standardised, where the checkpoint's own is of no use.
 
-Sentence-embedding models are trained on the mean over tokens; what their checkpoints hold as
-pooler was never trained for anything. Its outputs share a large common offset next to which classes
-differ little, and under label skew a few local steps mostly move along that offset.
+MiniLM-L6 was trained on the mean over tokens; what its checkpoint holds as pooler (a bias of zeros,
+weights small and random) looks untrained. The pooler's outputs share a large common offset next to
+which classes differ little, and under label skew a few local steps mostly move along that offset.
 """
 
 from collections.abc import Iterable

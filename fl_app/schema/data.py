@@ -63,10 +63,15 @@ class DataConfig:
 class DocstringsData(DataConfig):
     """Docstrings of Python's standard library, by chapter of its reference."""
 
+    public_fraction: float = 0.2
+    limit_train: int | None = 2400
+
 
 @dataclass
 class EmbeddedData(DataConfig):
     """The utterances that ship with the project."""
+
+    partition: PartitionConfig = field(default_factory=lambda: PartitionConfig(alpha=1.0))
 
 
 @dataclass

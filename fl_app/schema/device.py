@@ -35,7 +35,8 @@ class FinetuneConfig:
     """At most this many local steps a round; null: no limit."""
     batch_size: int = 8
     lr: float = 5e-3
-    """AdamW learning rate of LoRA."""
+    """AdamW learning rate of LoRA. Where gradients are small (language models), the large ``eps``
+    asks for a large lr."""
     head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
     eps: float = 1e-3
@@ -44,8 +45,9 @@ class FinetuneConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     logit_adjustment: float = 1.0
-    """Share of a device's own class balance taken out of its loss, >= 0 (usually 0 or 1); language
-    models have none."""
+    """Strength tau >= 0 (usually 0 or 1) with which log(own share / overall share) of each class is
+    added to the logits in a device's loss. Overall shares are those of the server's public rows:
+    without public rows, and for language models, there is no adjustment."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -28,7 +28,9 @@ class ModelConfig:
 
 @dataclass
 class MinilmModel(ModelConfig):
-    """MiniLM-L6 from its pinned wheel."""
+    """MiniLM-L6 from its pinned wheel; its own pooler looks untrained."""
+
+    pooler: str = "standardised"
 
 
 @dataclass
@@ -62,7 +64,7 @@ class LoraConfig(PeftConfig):
     rank: int = 8
     alpha: float = 16.0
     """Scale numerator: W + alpha/rank B A."""
-    targets: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the adapted maps in a block; [all-linear]: all of them; empty: the family's query
     and value projections."""
     aggregation: str = "freeze-a"

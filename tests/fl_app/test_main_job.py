@@ -377,6 +377,16 @@ def test_a_finished_run_is_the_latest(
     assert read_result(tmp_path / "outputs/latest") == result
 
 
+def test_null_names_no_folder_and_a_file_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output_folder("output.dir=null").parent == tmp_path / "outputs"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"output\.dir=.*file/x.*choose a folder"):
+        output_folder(f"output.dir={tmp_path}/file/x")
+
+
 @pytest.mark.parametrize("word", ["output.dir={}", "output.dir='{}'", '"output.dir={}"'])
 def test_a_given_folder_is_used_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str

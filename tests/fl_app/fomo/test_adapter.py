@@ -228,6 +228,14 @@ def test_chosen_targets_replace_the_default(tiny: TinyModels) -> None:
     ("family", "task", "maps"),
     [
         ("bert", "sequence_classification", {"query", "key", "value", "dense"}),
+        ("roberta", "sequence_classification", {"query", "key", "value", "dense"}),
+        (
+            "distilbert",
+            "sequence_classification",
+            {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"},
+        ),
+        ("vit", "image_classification", {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}),
+        ("opt", "causal_lm", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
         ("gpt2", "causal_lm", {"c_attn", "c_proj", "c_fc"}),
         ("t5", "causal_lm", {"q", "k", "v", "o", "wi", "wo"}),
         ("llama", "causal_lm", {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}),
@@ -238,8 +246,13 @@ def test_all_linear_takes_every_map_and_no_table(
     tiny: TinyModels, family: str, task: str, maps: set[str]
 ) -> None:
     """T5's table of relative positions and the norms have weights, too, and stay out."""
-    adapter = _adapter(tiny.load(family, task).model, task, spec=_spec(targets=("all-linear",)))
-    assert {name.split(".")[-3] for name in adapter.parameters if ".lora_" in name} == maps
+    model = tiny.load(family, task).model
+    adapter = _adapter(model, task, spec=_spec(targets=("all-linear",)))
+    adapted = [name for name in adapter.parameters if ".lora_" in name]
+    assert {name.split(".")[-3] for name in adapted} == maps
+    # none of them is in the head or the pooler, whose maps may have the same names
+    stacks = stack_paths(model)
+    assert all(any(f".{stack}." in f".{name}" for stack in stacks) for name in adapted)
 
 
 def test_frozen_a_is_not_a_parameter(tiny: TinyModels) -> None:
