@@ -1,0 +1,194 @@
+"""The receiver of an aggregation in the air: superposes chunks, scales back, keeps the accounts."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.wireless.link import BlockLink, Scaling
+from fl_app.wireless.report import AirReport, safe_ratio
+
+Floats = NDArray[np.float64]
+
+_TILE_USES = 1 << 10
+"""Coefficients are repeated to rows of this length, so that inner loops are long."""
+
+
+@dataclass(frozen=True)
+class ChunkSums:
+    """Sums over devices for one chunk; arrays broadcast to [rows, num_subcarriers, 2] reals.
+
+    Attributes:
+        shape: (rows, num_subcarriers, 2).
+        analog: noise-free received sum, in units of the weighted sum of centred updates.
+        clipped: what clipping took from it.
+        exact: the exact weighted mean of all scheduled devices.
+        scaling: what turns the sum into a mean.
+    """
+
+    shape: tuple[int, int, int]
+    analog: NDArray[Any]
+    clipped: NDArray[Any] | float
+    exact: NDArray[Any]
+    scaling: Scaling
+
+
+class Superposition:
+    """Adds up one block's updates chunk by chunk, in the precision of the updates.
+
+    Args:
+        link: the block's way through the air.
+        dtype: float32 or float64.
+        max_rows: rows (one channel use on every subcarrier) of the longest chunk.
+    """
+
+    def __init__(self, link: BlockLink, dtype: np.dtype[Any], max_rows: int) -> None:
+        self._link = link
+        self._dtype = dtype
+        num_sub = link.coefficients.shape[1]
+        per_spread = np.zeros_like(link.side.spreads)
+        np.divide(1.0, link.side.spreads, out=per_spread, where=link.side.spreads > 0.0)
+        self._per_spread = per_spread
+        # A chunk is a whole number of tiles, or one row of tiles is a whole chunk.
+        self._repeats = min(max_rows, max(1, _TILE_USES // num_sub))
+        as_complex = np.complex64 if dtype == np.float32 else np.complex128
+        scaled = (link.coefficients * per_spread[:, None]).astype(as_complex)
+        self._tiles = np.tile(scaled, self._repeats)
+        self._clip_tiles = np.tile(link.clip_at, self._repeats) if link.clips else None
+        self._scaling = link.scaling()
+
+    def chunk(self, updates: NDArray[Any], presence: NDArray[np.bool_] | None) -> ChunkSums:
+        """Superposes one chunk of updates [num_devices, chunk_size] without noise."""
+        link, side = self._link, self._link.side
+        num_devices, size = updates.shape
+        num_sub = link.coefficients.shape[1]
+        tile = self._repeats * num_sub
+        num_tiles = -(-size // (2 * tile))
+        # Entries beyond the chunk stay 0, which is also what a padded real carries.
+        symbol = np.zeros(num_tiles * 2 * tile, dtype=self._dtype)
+        sent = symbol.view(self._tiles.dtype).reshape(num_tiles, tile)
+        scratch, analog, exact = np.empty_like(symbol), np.zeros_like(symbol), np.zeros_like(symbol)
+        received = scratch.view(sent.dtype).reshape(sent.shape)
+        clipped = np.zeros_like(symbol) if self._clip_tiles is not None else None
+        for k in range(num_devices):
+            np.subtract(updates[k], self._dtype.type(side.means[k]), out=symbol[:size])
+            if presence is not None:
+                symbol[:size][~presence[k]] = 0.0
+            if presence is not None:
+                exact += symbol * self._dtype.type(link.shares[k])
+            if side.spreads[k] == 0.0:
+                continue
+            np.multiply(sent, self._tiles[k], out=received)
+            np.add(analog, scratch, out=analog)
+            if clipped is not None and self._clip_tiles is not None:
+                magnitude = np.abs(sent) * (self._per_spread[k] / np.sqrt(2.0))
+                received *= np.minimum(1.0, self._clip_tiles[k] / np.maximum(magnitude, 1e-30)) - 1
+                clipped += scratch
+        if clipped is not None:
+            analog += clipped
+        rows = -(-size // (2 * num_sub))
+        shape = (rows, num_sub, 2)
+        length = rows * num_sub * 2
+        scaling = self._scaling
+        if presence is None:
+            exact[:size] = link.shares.astype(self._dtype) @ updates
+            exact[size:] = self._dtype.type(link.shares @ side.means)
+        else:
+            scaling, means, per_all = link.masked_scaling(presence, shape)
+            exact = (exact[:length] + means.ravel()) * per_all.ravel()
+        return ChunkSums(
+            shape=shape,
+            analog=analog[:length].reshape(shape),
+            clipped=0.0 if clipped is None else clipped[:length].reshape(shape),
+            exact=exact[:length].reshape(shape),
+            scaling=scaling,
+        )
+
+
+@dataclass
+class Tally:
+    """Running sums over chunks and blocks; see ``AirReport`` for what becomes of them."""
+
+    sums: dict[str, float]
+    variance: float
+    uses: int
+    unheard: int
+    silent_uses: Floats
+    all_uses: int
+    tx_energy: Floats
+
+    @classmethod
+    def empty(cls, num_devices: int) -> Self:
+        """Returns a tally with nothing booked."""
+        names = ("predicted", "realised", "noise", "noise_free", "clipping", "predicted_clipping")
+        sums = dict.fromkeys((*names, "energy", "signal"), 0.0)
+        return cls(sums, 0.0, 0, 0, np.zeros(num_devices), 0, np.zeros(num_devices))
+
+    def book_block(self, link: BlockLink, size: int) -> None:
+        """Books channel uses, silence and power of one block of ``size`` reals."""
+        num_uses = -(-size // 2)
+        num_sub = link.coefficients.shape[1]
+        per_sub = (num_uses - np.arange(num_sub) + num_sub - 1) // num_sub
+        self.all_uses += num_uses
+        self.silent_uses += link.is_silent @ per_sub
+        if link.speaks:
+            self.uses += num_uses
+            self.tx_energy += link.tx_power @ per_sub
+
+    def book_chunk(
+        self, link: BlockLink, sums: ChunkSums, noise: NDArray[Any], size: int
+    ) -> NDArray[Any]:
+        """Scales one chunk back, books its errors and returns its [size] estimate.
+
+        Args:
+            link: the block's way through the air.
+            sums: the chunk's noise-free sums.
+            noise: [rows, num_subcarriers, 2] standard normal reals.
+            size: reals of the chunk; what lies beyond is padding.
+        """
+        scaling, dtype = sums.scaling, sums.analog.dtype
+        factor = scaling.factor.astype(dtype)
+        variance = link.noise_variance[:, None] * scaling.factor**2
+        noise_free = sums.analog * factor + scaling.offset.astype(dtype)
+        received = noise_free + np.sqrt(variance).astype(dtype) * noise
+        bias = noise_free - sums.exact
+
+        def total(values: NDArray[Any] | float) -> float:
+            flat = np.broadcast_to(values, sums.shape).reshape(-1)[:size]
+            return float(flat.sum(dtype=np.float64))
+
+        self.sums["predicted"] += total(scaling.predicted + variance + scaling.clipping)
+        self.sums["realised"] += total((received - sums.exact) ** 2)
+        self.sums["noise"] += total(variance)
+        self.sums["noise_free"] += total(bias**2)
+        self.sums["clipping"] += total((sums.clipped * factor) ** 2)
+        self.sums["predicted_clipping"] += total(scaling.clipping)
+        self.sums["energy"] += total(sums.exact**2)
+        self.sums["signal"] += total((sums.analog * factor) ** 2)
+        self.variance += total(4.0 * bias**2 * variance + 2.0 * variance**2)
+        self.unheard += int(total((scaling.factor == 0.0) * 1.0))
+        estimate: NDArray[Any] = received.reshape(-1)[:size]
+        return estimate
+
+    def report(self, num_params: int, *, control_bytes: int) -> AirReport:
+        """Returns the figures of the whole update."""
+        per_real = {name: value / num_params for name, value in self.sums.items()}
+        return AirReport(
+            predicted_mse=per_real["predicted"],
+            expected_mse=per_real["noise"] + per_real["noise_free"],
+            expected_mse_deviation=float(np.sqrt(self.variance)) / num_params,
+            realised_mse=per_real["realised"],
+            noise_mse=per_real["noise"],
+            noise_free_mse=per_real["noise_free"],
+            clipping_mse=per_real["clipping"],
+            predicted_clipping_mse=per_real["predicted_clipping"],
+            mean_energy=per_real["energy"],
+            aligned_snr=safe_ratio(per_real["signal"], per_real["noise"]),
+            is_silent=self.silent_uses == self.all_uses,
+            silent_share=self.silent_uses / self.all_uses,
+            tx_power=self.tx_energy / max(1, self.uses),
+            channel_uses=self.uses,
+            control_bytes=control_bytes,
+            unheard_reals=self.unheard,
+        )

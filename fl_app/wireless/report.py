@@ -1,0 +1,70 @@
+"""What an aggregation in the air is worth: predicted and realised error, power, channel uses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class AirReport:
+    """Figures of one round's aggregation; errors are against the mean of all scheduled devices.
+
+    All errors are mean squares per real entry. Entries nobody was heard on keep the value 0 and
+    count with the error that this means.
+
+    Attributes:
+        predicted_mse: closed form for the true channel and symbols that are uncorrelated between
+            devices; misalignment, silence, clipping and noise included.
+        expected_mse: mean over the noise for the very updates that were sent (no such assumption).
+        expected_mse_deviation: standard deviation of ``realised_mse`` around ``expected_mse``.
+        realised_mse: what happened.
+        noise_mse: the part of the predicted and expected MSE that is noise.
+        noise_free_mse: the part of the expected MSE that is not: misalignment, silence, clipping.
+        clipping_mse: energy of the clipped-off signal after the receiver's scaling.
+        predicted_clipping_mse: what clipping adds to ``predicted_mse`` for Gaussian symbols; may be
+            negative where a device was too loud.
+        mean_energy: mean square of the exact weighted mean.
+        aligned_snr: energy of the received sum over energy of the noise; ``inf`` without noise.
+        is_silent: [num_devices] bool; never heard in this round.
+        silent_share: [num_devices] share of channel uses in which the device was silent.
+        tx_power: [num_devices] mean transmit power of a channel use, before clipping, for symbols
+            of unit power; absent entries of a presence mask send nothing and make it smaller.
+        channel_uses: complex symbols spent, shared by all devices.
+        control_bytes: digital side information of all devices (8 bytes per number).
+        unheard_reals: entries on which no device was heard.
+    """
+
+    predicted_mse: float
+    expected_mse: float
+    expected_mse_deviation: float
+    realised_mse: float
+    noise_mse: float
+    noise_free_mse: float
+    clipping_mse: float
+    predicted_clipping_mse: float
+    mean_energy: float
+    aligned_snr: float
+    is_silent: NDArray[np.bool_]
+    silent_share: NDArray[np.float64]
+    tx_power: NDArray[np.float64]
+    channel_uses: int
+    control_bytes: int
+    unheard_reals: int
+
+    @property
+    def realised_nmse(self) -> float:
+        """Realised MSE over the energy of the exact mean; ``inf`` if only that is 0."""
+        return safe_ratio(self.realised_mse, self.mean_energy)
+
+    @property
+    def predicted_nmse(self) -> float:
+        """Predicted MSE over the energy of the exact mean; ``inf`` if only that is 0."""
+        return safe_ratio(self.predicted_mse, self.mean_energy)
+
+
+def safe_ratio(error: float, energy: float) -> float:
+    """Returns error / energy with 0 / 0 = 0, so that no report holds a NaN."""
+    if energy > 0.0:
+        return error / energy
+    return 0.0 if error == 0.0 else float("inf")
