@@ -183,7 +183,9 @@ class OptimalThreshold:
         ).max(axis=0)
         eta = np.full(inverse_root.shape, np.inf)
         np.divide(1.0, inverse_root**2, out=eta, where=inverse_root > 0.0)
-        level = np.minimum(np.where(speaks, wanted * np.sqrt(eta), 0.0), reach)
+        level = np.zeros_like(reach)
+        np.multiply(wanted, np.sqrt(eta), out=level, where=speaks)
+        np.minimum(level, reach, out=level)
         return _finish(state, targets, heard, level, eta)
 
 

@@ -20,6 +20,9 @@ _CONSTANT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-13}
 _SAFE_SQUARES = (1e-20, 1e20)
 """Mean squares that float32 arithmetic neither flushes to 0 nor overflows."""
 
+_SAFE_RATIO = 1e-6
+"""Below this times the squared mean, a mean square taken in float32 is mostly rounding noise."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -91,10 +94,11 @@ def moments(
         if count == 0:
             continue
         present[k] = count / updates.shape[1]
-        # The slow way finds out what is wrong with numbers that float32 cannot square.
+        # The slow way is for numbers that float32 cannot square or tell from their mean.
         with np.errstate(over="ignore", invalid="ignore"):
             centre, square = _centred(_chunks(updates[k], mask), removes_mean)
-            if updates.dtype == np.float32 and not low < square < high:
+            is_safe = max(low, _SAFE_RATIO * centre * centre) < square < high
+            if updates.dtype == np.float32 and not is_safe:
                 wide = (part.astype(np.float64) for part in _chunks(updates[k], mask))
                 centre, square = _centred(wide, removes_mean)
         if not np.isfinite(square):
