@@ -1,0 +1,201 @@
+"""The digital baseline: OFDMA with Shannon rates, stochastic rounding and outage.
+
+Of B channel uses a second and M subcarriers every device gets an equal share, spread evenly over
+the band, and transmits with power P per channel use of its own. Device k therefore carries at most
+
+    R_k = B / K * mean_m log2(1 + P_k |h_km|^2 / sigma^2)   bit/s
+
+(capacity of its share; coding is ideal). Against aggregation in the air at the same B and receive
+SNR g of every device, q reals of Q bits take T_OFDMA / T_Air = 2 K Q / log2(1 + g) as long.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.errors import ChannelError
+from fl_app.wireless.quantise import quantise
+from fl_app.wireless.report import safe_ratio
+from fl_app.wireless.standardise import check_updates
+
+Floats = NDArray[np.float64]
+
+SIDE_BITS = 128
+"""Bits of each device's lowest value and step, two float64 numbers."""
+
+
+@dataclass(frozen=True)
+class DigitalReport:
+    """Figures of one digital round; errors are against the mean of all scheduled devices.
+
+    Attributes:
+        predicted_mse: closed form sum_k w_k^2 step_k^2 / 6 plus what outage takes away, known only
+            once the round is over.
+        expected_mse: the same with the fractions that the entries really have.
+        realised_mse: what happened.
+        mean_energy: mean square of the exact weighted mean.
+        is_silent: [num_devices] bool; in outage, or lost.
+        rates_bps: [num_devices] rate in bit/s that a device transmits at; 0 if it keeps silent.
+        seconds: until the last device is done; 0 if nobody transmits.
+        joules: [num_devices] transmit energy, P in W provided; a failed packet costs as much.
+        tx_power: [num_devices] mean transmit power of the device's own channel uses.
+        channel_uses: complex symbols spent by all devices together.
+        payload_bytes: bytes sent by all devices together, side information included.
+    """
+
+    predicted_mse: float
+    expected_mse: float
+    realised_mse: float
+    mean_energy: float
+    is_silent: NDArray[np.bool_]
+    rates_bps: Floats
+    seconds: float
+    joules: Floats
+    tx_power: Floats
+    channel_uses: int
+    payload_bytes: int
+
+    @property
+    def realised_nmse(self) -> float:
+        """Realised MSE over the energy of the exact mean; ``inf`` if only that is 0."""
+        return safe_ratio(self.realised_mse, self.mean_energy)
+
+    @property
+    def predicted_nmse(self) -> float:
+        """Predicted MSE over the energy of the exact mean; ``inf`` if only that is 0."""
+        return safe_ratio(self.predicted_mse, self.mean_energy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ofdma:
+    """How a digital round is set up.
+
+    Attributes:
+        bits: bits per real, 1 to 24.
+        bandwidth_hz: complex channel uses a second, B, > 0.
+        target_bits_per_use: spectral efficiency that everybody codes for, > 0; a device whose
+            channel carries less is in outage. None adapts to the known channel: outage only
+            happens where that is better than the true one.
+        gain_floor: devices with a known mean gain below this times their long-term one keep silent.
+    """
+
+    bits: int = 8
+    bandwidth_hz: float = 1e6
+    target_bits_per_use: float | None = None
+    gain_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ChannelError on a value out of range."""
+        if not 1 <= self.bits <= 24:
+            raise ChannelError(f"bits={self.bits} must be 1..24")
+        if not 0.0 < self.bandwidth_hz < np.inf:
+            raise ChannelError(f"bandwidth_hz={self.bandwidth_hz} must be finite and > 0")
+        target = self.target_bits_per_use
+        if target is not None and not 0.0 < target < np.inf:
+            raise ChannelError(f"target_bits_per_use={target} must be finite and > 0, or None")
+        if not 0.0 <= self.gain_floor < np.inf:
+            raise ChannelError(f"gain_floor={self.gain_floor} must be finite and >= 0")
+
+
+def capacity_bits_per_use(gains: NDArray[Any], noise_power: float, power: Floats) -> Floats:
+    """Returns [num_devices] mean over subcarriers of log2(1 + P |h|^2 / sigma^2).
+
+    Args:
+        gains: [num_devices, num_subcarriers] complex coefficients.
+        noise_power: sigma^2 of a channel use; with 0 a device with any gain has rate ``inf``.
+        power: [num_devices] P of a channel use, > 0.
+    """
+    received = power[:, None] * np.abs(gains) ** 2
+    if noise_power == 0.0:
+        return np.where(received.max(axis=1) > 0.0, np.inf, 0.0)
+    capacity: Floats = np.log2(1.0 + received / noise_power).mean(axis=1)
+    return capacity
+
+
+def aggregate_digitally(
+    updates: NDArray[Any],
+    weights: NDArray[np.float64],
+    state: ChannelState,
+    setup: Ofdma,
+    rng: np.random.Generator,
+    *,
+    power: float | NDArray[np.float64] = 1.0,
+    is_lost: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[Any] | None, DigitalReport]:
+    """Receives the weighted mean of quantised updates, device by device.
+
+    Args:
+        updates: [num_devices, num_params] float32 or float64, any scale; not changed.
+        weights: [num_devices] >= 0, not all 0; those of devices in outage are left out.
+        state: the round's channel; the tx-SNR is ``power / state.noise_power``.
+        setup: bits, bandwidth and rate.
+        rng: draws the roundings, and nothing else.
+        power: transmit power P_k of a channel use, one for all or [num_devices], > 0.
+        is_lost: [num_devices] bool; devices that fail after rates were announced.
+
+    Returns:
+        ([num_params] mean in the type of ``updates``, or None if nobody got through, and a report).
+
+    Raises:
+        ChannelError: shapes disagree, a value is out of range, or an update is not finite (the text
+            names the device).
+    """
+    shares = check_updates(updates, np.asarray(weights, dtype=np.float64))
+    num_devices, num_params = updates.shape
+    if len(state.gains) != num_devices:
+        raise ChannelError(f"the channel has {len(state.gains)} devices, updates {num_devices}")
+    limits = np.broadcast_to(np.asarray(power, dtype=np.float64), (num_devices,))
+    if not ((limits > 0.0).all() and np.isfinite(limits).all()):
+        raise ChannelError("power must be finite and > 0 for every device")
+    lost = np.zeros(num_devices, dtype=np.bool_) if is_lost is None else is_lost
+    if lost.shape != (num_devices,):
+        raise ChannelError(f"is_lost {lost.shape} must be [{num_devices}], one per device")
+
+    known = capacity_bits_per_use(state.known_gains, state.noise_power, limits)
+    true = capacity_bits_per_use(state.gains, state.noise_power, limits)
+    gains = (np.abs(state.known_gains) ** 2).mean(axis=1)
+    transmits = (known > 0.0) & (gains >= setup.gain_floor * state.mean_gains) & (shares > 0.0)
+    transmits &= ~lost
+    wanted = (
+        known
+        if setup.target_bits_per_use is None
+        else np.full_like(known, setup.target_bits_per_use)
+    )
+    per_use = np.where(transmits, wanted, 0.0)
+    arrives = transmits & (per_use <= true * (1.0 + 1e-12))
+    weight = float(shares[arrives].sum())
+
+    exact, received = np.zeros(num_params), np.zeros(num_params)
+    predicted = expected = 0.0
+    for k, row in enumerate(updates):
+        if not np.isfinite(row).all():
+            raise ChannelError(f"the update of device {k} is not finite; leave it out")
+        exact += shares[k] * row
+        if arrives[k]:
+            sent = quantise(row, setup.bits, rng)
+            received += shares[k] / weight * sent.values()
+            predicted += (shares[k] / weight * sent.step) ** 2 / 6.0
+            expected += (shares[k] / weight) ** 2 * sent.variance
+    survivors = np.where(arrives, shares / max(weight, 1e-300), 0.0)
+    outage = float(np.mean((survivors @ updates - exact) ** 2)) if not arrives.all() else 0.0
+    bits = setup.bits * num_params + SIDE_BITS
+    rates = setup.bandwidth_hz / num_devices * per_use
+    seconds = np.divide(bits, rates, out=np.zeros_like(rates), where=rates > 0.0)
+    uses = np.ceil(np.divide(bits, per_use, out=np.zeros_like(rates), where=per_use > 0.0))
+    report = DigitalReport(
+        predicted_mse=predicted + outage,
+        expected_mse=expected + outage,
+        realised_mse=float(np.mean((received - exact) ** 2)),
+        mean_energy=float(np.mean(exact**2)),
+        is_silent=~arrives & (shares > 0.0),
+        rates_bps=rates,
+        seconds=float(seconds.max()),
+        joules=limits * seconds,
+        tx_power=np.where(transmits, limits, 0.0),
+        channel_uses=int(uses.sum()),
+        payload_bytes=int(transmits.sum()) * -(-bits // 8),
+    )
+    return (received.astype(updates.dtype) if arrives.any() else None), report
