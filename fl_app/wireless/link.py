@@ -137,7 +137,7 @@ class BlockLink:
 
     def masked_scaling(
         self, presence: NDArray[np.bool_], shape: tuple[int, int, int]
-    ) -> tuple[Scaling, Floats, Floats]:
+    ) -> tuple[Scaling, Floats]:
         """Returns the scaling per entry when devices hold different entries.
 
         Args:
@@ -145,8 +145,8 @@ class BlockLink:
             shape: (rows, num_subcarriers, 2) of the chunk, padding included.
 
         Returns:
-            The scaling, then per entry the sum over devices that hold it of w_k m_k and 1 over that
-            of w_k (0 where nobody holds it); all arrays have ``shape``.
+            The scaling, and per entry 1 over the sum of weights of the devices that hold it (0
+            where nobody does); all arrays have ``shape``.
         """
         num_devices, size = presence.shape
         held = np.zeros((num_devices, *shape), dtype=np.bool_)
@@ -167,7 +167,7 @@ class BlockLink:
             across = self.coefficients[k].imag[:, None] * factor
             # The imaginary part brings the other real of the same channel use.
             predicted += held[k] * along**2 + held[k][..., ::-1] * across**2
-        return Scaling(factor, offset, predicted, 0.0), means, per_all
+        return Scaling(factor, offset, predicted, 0.0), per_all
 
 
 def inverse(values: Floats) -> Floats:

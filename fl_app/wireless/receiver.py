@@ -57,53 +57,95 @@ class Superposition:
         self._tiles = np.tile(scaled, self._repeats)
         self._clip_tiles = np.tile(link.clip_at, self._repeats) if link.clips else None
         self._scaling = link.scaling()
+        # Sums of updates minus a known constant save a pass over the memory; where a mean is much
+        # larger than the spread they would cost digits.
+        self._may_sum_raw = bool((np.abs(link.side.means) <= 4.0 * link.side.spreads).all())
+        means = ((1.0 + 1.0j) * link.side.means * per_spread) @ link.coefficients
+        self._mean_tile = np.tile(means, self._repeats).astype(as_complex)
 
     def chunk(self, updates: NDArray[Any], presence: NDArray[np.bool_] | None) -> ChunkSums:
         """Superposes one chunk of updates [num_devices, chunk_size] without noise."""
         link, side = self._link, self._link.side
-        num_devices, size = updates.shape
-        num_sub = link.coefficients.shape[1]
+        size, num_sub = updates.shape[1], link.coefficients.shape[1]
         tile = self._repeats * num_sub
         num_tiles = -(-size // (2 * tile))
-        # Entries beyond the chunk stay 0, which is also what a padded real carries.
-        symbol = np.zeros(num_tiles * 2 * tile, dtype=self._dtype)
-        sent = symbol.view(self._tiles.dtype).reshape(num_tiles, tile)
-        scratch, analog, exact = np.empty_like(symbol), np.zeros_like(symbol), np.zeros_like(symbol)
-        received = scratch.view(sent.dtype).reshape(sent.shape)
-        clipped = np.zeros_like(symbol) if self._clip_tiles is not None else None
-        for k in range(num_devices):
-            np.subtract(updates[k], self._dtype.type(side.means[k]), out=symbol[:size])
-            if presence is not None:
-                symbol[:size][~presence[k]] = 0.0
-            if presence is not None:
-                exact += symbol * self._dtype.type(link.shares[k])
-            if side.spreads[k] == 0.0:
-                continue
-            np.multiply(sent, self._tiles[k], out=received)
-            np.add(analog, scratch, out=analog)
-            if clipped is not None and self._clip_tiles is not None:
-                magnitude = np.abs(sent) * (self._per_spread[k] / np.sqrt(2.0))
-                received *= np.minimum(1.0, self._clip_tiles[k] / np.maximum(magnitude, 1e-30)) - 1
-                clipped += scratch
-        if clipped is not None:
-            analog += clipped
+        is_whole = size == num_tiles * 2 * tile
+        clipped: NDArray[Any] | float = 0.0
+        if is_whole and presence is None and not link.clips and self._may_sum_raw:
+            analog = self._sum_raw(updates, num_tiles)
+        else:
+            analog, clipped = self._sum_centred(updates, presence, num_tiles)
         rows = -(-size // (2 * num_sub))
         shape = (rows, num_sub, 2)
         length = rows * num_sub * 2
         scaling = self._scaling
+        exact = np.zeros(length, dtype=self._dtype)
+        exact[:size] = self._weighted(updates, presence)
         if presence is None:
-            exact[:size] = link.shares.astype(self._dtype) @ updates
-            exact[size:] = self._dtype.type(link.shares @ side.means)
+            exact[size:] = link.shares @ side.means
         else:
-            scaling, means, per_all = link.masked_scaling(presence, shape)
-            exact = (exact[:length] + means.ravel()) * per_all.ravel()
+            scaling, per_all = link.masked_scaling(presence, shape)
+            exact *= per_all.ravel()
         return ChunkSums(
             shape=shape,
             analog=analog[:length].reshape(shape),
-            clipped=0.0 if clipped is None else clipped[:length].reshape(shape),
-            exact=exact[:length].reshape(shape),
+            clipped=clipped if isinstance(clipped, float) else clipped[:length].reshape(shape),
+            exact=exact.reshape(shape),
             scaling=scaling,
         )
+
+    def _weighted(self, updates: NDArray[Any], presence: NDArray[np.bool_] | None) -> NDArray[Any]:
+        """Returns [chunk_size] the sum of w_k u_k over the devices that hold an entry."""
+        shares = self._link.shares.astype(self._dtype)
+        if presence is None:
+            dense: NDArray[Any] = shares @ updates
+            return dense
+        total = np.zeros(updates.shape[1], dtype=self._dtype)
+        for share, row, held in zip(shares, updates, presence, strict=True):
+            total += share * np.where(held, row, 0)  # what is absent may be anything
+        return total
+
+    def _sum_raw(self, updates: NDArray[Any], num_tiles: int) -> NDArray[Any]:
+        """Returns the received sum of a whole number of tiles, in two passes per device."""
+        shape = (num_tiles, self._tiles.shape[1])
+        total = np.zeros(shape, dtype=self._tiles.dtype)
+        scratch = np.empty_like(total)
+        for k in np.flatnonzero(self._link.side.spreads):
+            symbols = updates[k].view(total.dtype).reshape(shape)
+            np.multiply(symbols, self._tiles[k], out=scratch)
+            np.add(total, scratch, out=total)
+        total -= self._mean_tile
+        analog: NDArray[Any] = total.view(self._dtype).reshape(-1)
+        return analog
+
+    def _sum_centred(
+        self, updates: NDArray[Any], presence: NDArray[np.bool_] | None, num_tiles: int
+    ) -> tuple[NDArray[Any], NDArray[Any] | float]:
+        """Returns the received sum and what clipping took from it; any length, any means."""
+        size = updates.shape[1]
+        # Entries beyond the chunk stay 0, which is also what a padded real carries.
+        symbol = np.zeros(num_tiles * 2 * self._tiles.shape[1], dtype=self._dtype)
+        sent = symbol.view(self._tiles.dtype).reshape(num_tiles, -1)
+        scratch, analog, clipped = (
+            np.empty_like(symbol),
+            np.zeros_like(symbol),
+            np.zeros_like(symbol),
+        )
+        received = scratch.view(sent.dtype).reshape(sent.shape)
+        for k in np.flatnonzero(self._link.side.spreads):
+            mean = self._dtype.type(self._link.side.means[k])
+            np.subtract(updates[k], mean, out=symbol[:size])
+            if presence is not None:
+                symbol[:size][~presence[k]] = 0.0
+            np.multiply(sent, self._tiles[k], out=received)
+            np.add(analog, scratch, out=analog)
+            if self._clip_tiles is not None:
+                magnitude = np.abs(sent) * (self._per_spread[k] / np.sqrt(2.0))
+                received *= np.minimum(1.0, self._clip_tiles[k] / np.maximum(magnitude, 1e-30)) - 1
+                clipped += scratch
+        if self._clip_tiles is None:
+            return analog, 0.0
+        return analog + clipped, clipped
 
 
 @dataclass
@@ -154,20 +196,29 @@ class Tally:
         received = noise_free + np.sqrt(variance).astype(dtype) * noise
         bias = noise_free - sums.exact
 
+        whole = size == received.size
+
         def total(values: NDArray[Any] | float) -> float:
+            if whole and np.ndim(values) == 2:  # one value per subcarrier
+                return float(np.sum(values)) * sums.shape[0] * 2
             flat = np.broadcast_to(values, sums.shape).reshape(-1)[:size]
             return float(flat.sum(dtype=np.float64))
 
+        def energy(values: NDArray[Any]) -> float:
+            flat = values.reshape(-1)[:size]
+            return float(flat @ flat)
+
         self.sums["predicted"] += total(scaling.predicted + variance + scaling.clipping)
-        self.sums["realised"] += total((received - sums.exact) ** 2)
+        self.sums["realised"] += energy(received - sums.exact)
         self.sums["noise"] += total(variance)
-        self.sums["noise_free"] += total(bias**2)
+        self.sums["noise_free"] += energy(bias)
         self.sums["clipping"] += total((sums.clipped * factor) ** 2)
         self.sums["predicted_clipping"] += total(scaling.clipping)
-        self.sums["energy"] += total(sums.exact**2)
-        self.sums["signal"] += total((sums.analog * factor) ** 2)
-        self.variance += total(4.0 * bias**2 * variance + 2.0 * variance**2)
-        self.unheard += int(total((scaling.factor == 0.0) * 1.0))
+        self.sums["energy"] += energy(sums.exact)
+        self.sums["signal"] += energy(sums.analog * factor)
+        self.variance += 4.0 * energy(bias * np.sqrt(variance).astype(dtype))
+        self.variance += total(2.0 * variance**2)
+        self.unheard += round(total((scaling.factor == 0.0) * 1.0))
         estimate: NDArray[Any] = received.reshape(-1)[:size]
         return estimate
 

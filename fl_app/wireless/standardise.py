@@ -20,8 +20,8 @@ _CONSTANT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-13}
 _SAFE_SQUARES = (1e-20, 1e20)
 """Mean squares that float32 arithmetic neither flushes to 0 nor overflows."""
 
-_SAFE_RATIO = 1e-6
-"""Below this times the squared mean, a mean square taken in float32 is mostly rounding noise."""
+_SAFE_RATIO = 0.1
+"""Below this times the squared mean, E u^2 - m^2 loses too many of float32's digits."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ def moments(
         if count == 0:
             continue
         present[k] = count / updates.shape[1]
-        # The slow way is for numbers that float32 cannot square or tell from their mean.
+        # The slow way is for numbers that cannot be squared as they are or told from their mean.
         with np.errstate(over="ignore", invalid="ignore"):
-            centre, square = _centred(_chunks(updates[k], mask), removes_mean)
-            is_safe = max(low, _SAFE_RATIO * centre * centre) < square < high
-            if updates.dtype == np.float32 and not is_safe:
+            centre, square = _raw(_chunks(updates[k], mask), removes_mean)
+            if not max(low, _SAFE_RATIO * centre * centre) < square < high:
                 wide = (part.astype(np.float64) for part in _chunks(updates[k], mask))
                 centre, square = _centred(wide, removes_mean)
         if not np.isfinite(square):
@@ -111,20 +110,29 @@ def moments(
     return Moments(means=means, spreads=spreads, present=present)
 
 
-def _centred(parts: Iterator[NDArray[Any]], removes_mean: bool) -> tuple[float, float]:
-    """Returns mean and mean square around it; parts are merged as Chan et al. (1983) do."""
-    count, mean, squares = 0, 0.0, 0.0
+def _raw(parts: Iterator[NDArray[Any]], removes_mean: bool) -> tuple[float, float]:
+    """Returns mean and E u^2 - mean^2 (or 0 and E u^2) with two dot products per part."""
+    count, total, squares = 0, 0.0, 0.0
     ones = np.ones(0)
+    for part in parts:
+        if part.size != ones.size:
+            ones = np.ones(part.size, dtype=part.dtype)
+        count += part.size
+        squares += float(part @ part)
+        if removes_mean:
+            total += float(part @ ones)  # a good deal faster than a sum
+    mean = total / count
+    return mean, squares / count - mean * mean
+
+
+def _centred(parts: Iterator[NDArray[Any]], removes_mean: bool) -> tuple[float, float]:
+    """Returns the same without cancellation; parts are merged as Chan et al. (1983) do."""
+    count, mean, squares = 0, 0.0, 0.0
     for part in parts:
         if part.size == 0:
             continue
-        if not removes_mean:
-            count, squares = count + part.size, squares + float(part @ part)
-            continue
-        if part.size != ones.size:
-            ones = np.ones(part.size, dtype=part.dtype)
-        centre = float(part @ ones) / part.size  # a good deal faster than a sum
-        part = part - part.dtype.type(centre)
+        centre = float(part.mean()) if removes_mean else 0.0
+        part = part - centre
         ahead, count = count, count + part.size
         step = centre - mean
         mean += step * part.size / count

@@ -509,3 +509,29 @@ def test_a_channel_for_other_devices_is_refused_and_nan_names_the_device() -> No
     updates[2, 1] = np.nan
     with pytest.raises(ChannelError, match="device 2"):
         aggregate(updates, weights, _state(31, 3), ZeroForcing(), _rng())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("num_params", [16_384, 16_385])
+def test_whole_chunks_sum_as_partial_ones_do(dtype: type, offset: float, num_params: int) -> None:
+    """The short cut for whole chunks against the slow reference, with means that forbid it too."""
+    rng = _rng(40)
+    updates = (rng.standard_normal((2, num_params)) + offset).astype(dtype)
+    weights = np.array([1.0, 3.0])
+    state = _state(41, 2, num_subcarriers=4, csi_error=0.2)
+    plan = ZeroForcing().plan(
+        state, weights / 4.0 * updates.astype(np.float64).std(axis=1), np.ones(2)
+    )
+    expected = noise_free_mean(
+        updates.tolist(),
+        weights.tolist(),
+        state.gains.tolist(),
+        plan.precoders.tolist(),
+        plan.denoising.tolist(),
+        [[True] * 4] * 2,
+    )
+    mean, _ = aggregate(updates, weights, state, ZeroForcing(), _rng())
+    assert mean is not None
+    tolerance = 1e-6 if dtype is np.float32 else 1e-12
+    assert np.abs(mean - expected).max() <= tolerance * (offset + 10.0)
