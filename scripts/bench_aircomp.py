@@ -30,15 +30,20 @@ _CONTROLS: dict[str, PowerControl] = {
 
 
 def bench_aggregation(
-    num_devices: int, num_params: int, *, scheme: str, num_subcarriers: int, repeats: int
+    num_devices: int,
+    num_params: int,
+    *,
+    num_subcarriers: int,
+    csi_error: float,
+    repeats: int,
 ) -> dict[str, float]:
-    """Returns seconds of both ways, their ratio, and peak memory over one float32 update's.
+    """Returns seconds of all ways, ratios, and the peak memory over that of one float32 update.
 
     Args:
         num_devices: updates to aggregate, >= 1.
         num_params: reals of one update, >= 1.
-        scheme: key of the power control, ``zf``, ``truncated`` or ``optimal``.
         num_subcarriers: subcarriers of the fading, >= 1.
+        csi_error: see ``estimate_gains``; any above 0 misaligns every device, the slow case.
         repeats: timed passes of each way, >= 1.
     """
     rng = np.random.default_rng(0)
@@ -53,29 +58,30 @@ def bench_aggregation(
         0,
         mean_gains=np.ones(num_devices),
         noise_power=noise_power_from_tx_snr(20.0),
+        csi_error=csi_error,
     )
 
     def plain() -> object:
         return shares @ updates
 
-    def in_the_air() -> object:
-        return aggregate(updates, weights, state, _CONTROLS[scheme], rng)[1]
+    def in_the_air(control: PowerControl) -> Callable[[], object]:
+        return lambda: aggregate(updates, weights, state, control, rng)[1]
 
-    plain_s, air_s = [], []
+    times: dict[str, list[float]] = {"plain_mean": [], **{name: [] for name in _CONTROLS}}
     for _ in range(repeats):
-        plain_s.append(_seconds(plain))
-        air_s.append(_seconds(in_the_air))
+        times["plain_mean"].append(_seconds(plain))
+        for name, control in _CONTROLS.items():
+            times[name].append(_seconds(in_the_air(control)))
     tracemalloc.start()
-    in_the_air()
+    in_the_air(ZeroForcing())()
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    plain_median, air_median = statistics.median(plain_s), statistics.median(air_s)
+    medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "num_devices": num_devices,
         "num_params": num_params,
-        "plain_mean_s": plain_median,
-        "air_s": air_median,
-        "ratio": air_median / plain_median,
+        **{f"{name}_s": value for name, value in medians.items()},
+        **{f"{name}_ratio": medians[name] / medians["plain_mean"] for name in _CONTROLS},
         "peak_over_one_update": peak_bytes / (4.0 * num_params),
     }
 
@@ -92,16 +98,16 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--params", type=int, default=1_000_000)
-    parser.add_argument("--scheme", choices=sorted(_CONTROLS), default="zf")
     parser.add_argument("--subcarriers", type=int, default=64)
+    parser.add_argument("--csi-error", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args(words)
     figures = bench_aggregation(
         chosen.devices,
         chosen.params,
-        scheme=chosen.scheme,
         num_subcarriers=chosen.subcarriers,
+        csi_error=chosen.csi_error,
         repeats=chosen.repeats,
     )
     for name, value in figures.items():

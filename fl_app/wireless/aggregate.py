@@ -106,7 +106,7 @@ def aggregate(
         link = BlockLink.build(
             state, plan, shares, side, lost=lost, loss_is_known=loss_is_known, peak_power=peak_power
         )
-        superposition = Superposition(link, updates.dtype, max_rows)
+        superposition = Superposition(link, updates.dtype, max_rows, is_masked=presence is not None)
         tally.book_block(link, end - start)
         for lo in range(start, end, step):
             hi = min(lo + step, end)

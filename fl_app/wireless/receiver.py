@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.wireless.link import BlockLink, Scaling
+from fl_app.wireless.link import BlockLink, Scaling, inverse
 from fl_app.wireless.report import AirReport, safe_ratio
 
 Floats = NDArray[np.float64]
@@ -37,30 +37,39 @@ class ChunkSums:
 class Superposition:
     """Adds up one block's updates chunk by chunk, in the precision of the updates.
 
+    An aligned device enters the sum just as it enters the exact mean, which the report needs anyway.
+    So only what devices lack of that, or have too much, is summed apart.
+
     Args:
         link: the block's way through the air.
         dtype: float32 or float64.
         max_rows: rows (one channel use on every subcarrier) of the longest chunk.
+        is_masked: chunks come with presence masks.
     """
 
-    def __init__(self, link: BlockLink, dtype: np.dtype[Any], max_rows: int) -> None:
+    def __init__(
+        self, link: BlockLink, dtype: np.dtype[Any], max_rows: int, *, is_masked: bool
+    ) -> None:
         self._link = link
         self._dtype = dtype
-        num_sub = link.coefficients.shape[1]
-        per_spread = np.zeros_like(link.side.spreads)
-        np.divide(1.0, link.side.spreads, out=per_spread, where=link.side.spreads > 0.0)
-        self._per_spread = per_spread
+        side, num_sub = link.side, link.coefficients.shape[1]
+        self._adds_exact = not (is_masked or link.clips)
+        self._per_spread = inverse(side.spreads)
+        apart = link.coefficients * self._per_spread[:, None]
+        if self._adds_exact:
+            apart[side.spreads > 0.0] -= link.shares[side.spreads > 0.0, None]
+        is_apart = np.abs(apart) > 4.0 * np.finfo(np.float64).eps * link.shares[:, None]
+        self._apart = np.flatnonzero(np.any(is_apart, axis=1))
         # A chunk is a whole number of tiles, or one row of tiles is a whole chunk.
         self._repeats = min(max_rows, max(1, _TILE_USES // num_sub))
         as_complex = np.complex64 if dtype == np.float32 else np.complex128
-        scaled = (link.coefficients * per_spread[:, None]).astype(as_complex)
-        self._tiles = np.tile(scaled, self._repeats)
+        self._tiles = np.tile(apart.astype(as_complex), self._repeats)
         self._clip_tiles = np.tile(link.clip_at, self._repeats) if link.clips else None
         self._scaling = link.scaling()
         # Sums of updates minus a known constant save a pass over the memory; where a mean is much
         # larger than the spread they would cost digits.
-        self._may_sum_raw = bool((np.abs(link.side.means) <= 4.0 * link.side.spreads).all())
-        means = ((1.0 + 1.0j) * link.side.means * per_spread) @ link.coefficients
+        self._may_sum_raw = bool((np.abs(side.means) <= 4.0 * side.spreads)[self._apart].all())
+        means = ((1.0 + 1.0j) * side.means[self._apart]) @ apart[self._apart]
         self._mean_tile = np.tile(means, self._repeats).astype(as_complex)
 
     def chunk(self, updates: NDArray[Any], presence: NDArray[np.bool_] | None) -> ChunkSums:
@@ -71,24 +80,29 @@ class Superposition:
         num_tiles = -(-size // (2 * tile))
         is_whole = size == num_tiles * 2 * tile
         clipped: NDArray[Any] | float = 0.0
-        if is_whole and presence is None and not link.clips and self._may_sum_raw:
+        if is_whole and self._adds_exact and self._may_sum_raw:
             analog = self._sum_raw(updates, num_tiles)
         else:
             analog, clipped = self._sum_centred(updates, presence, num_tiles)
         rows = -(-size // (2 * num_sub))
         shape = (rows, num_sub, 2)
         length = rows * num_sub * 2
-        scaling = self._scaling
+        analog = analog[:length]
         exact = np.zeros(length, dtype=self._dtype)
         exact[:size] = self._weighted(updates, presence)
+        scaling = self._scaling
         if presence is None:
-            exact[size:] = link.shares @ side.means
+            mean = self._dtype.type(link.shares @ side.means)
+            exact[size:] = mean
+            if self._adds_exact:
+                analog += exact
+                analog -= mean
         else:
             scaling, per_all = link.masked_scaling(presence, shape)
             exact *= per_all.ravel()
         return ChunkSums(
             shape=shape,
-            analog=analog[:length].reshape(shape),
+            analog=analog.reshape(shape),
             clipped=clipped if isinstance(clipped, float) else clipped[:length].reshape(shape),
             exact=exact.reshape(shape),
             scaling=scaling,
@@ -106,11 +120,11 @@ class Superposition:
         return total
 
     def _sum_raw(self, updates: NDArray[Any], num_tiles: int) -> NDArray[Any]:
-        """Returns the received sum of a whole number of tiles, in two passes per device."""
+        """Returns what is summed apart of a whole number of tiles, in two passes per device."""
         shape = (num_tiles, self._tiles.shape[1])
         total = np.zeros(shape, dtype=self._tiles.dtype)
         scratch = np.empty_like(total)
-        for k in np.flatnonzero(self._link.side.spreads):
+        for k in self._apart:
             symbols = updates[k].view(total.dtype).reshape(shape)
             np.multiply(symbols, self._tiles[k], out=scratch)
             np.add(total, scratch, out=total)
@@ -121,7 +135,7 @@ class Superposition:
     def _sum_centred(
         self, updates: NDArray[Any], presence: NDArray[np.bool_] | None, num_tiles: int
     ) -> tuple[NDArray[Any], NDArray[Any] | float]:
-        """Returns the received sum and what clipping took from it; any length, any means."""
+        """Returns what is summed apart and what clipping took from it; any length, any means."""
         size = updates.shape[1]
         # Entries beyond the chunk stay 0, which is also what a padded real carries.
         symbol = np.zeros(num_tiles * 2 * self._tiles.shape[1], dtype=self._dtype)
@@ -132,7 +146,7 @@ class Superposition:
             np.zeros_like(symbol),
         )
         received = scratch.view(sent.dtype).reshape(sent.shape)
-        for k in np.flatnonzero(self._link.side.spreads):
+        for k in self._apart:
             mean = self._dtype.type(self._link.side.means[k])
             np.subtract(updates[k], mean, out=symbol[:size])
             if presence is not None:
