@@ -37,8 +37,8 @@ class ChunkSums:
 class Superposition:
     """Adds up one block's updates chunk by chunk, in the precision of the updates.
 
-    An aligned device enters the sum just as it enters the exact mean, which the report needs anyway.
-    So only what devices lack of that, or have too much, is summed apart.
+    An aligned device enters the sum just as it enters the exact mean, which the report needs
+    anyway. So only what devices lack of that, or have too much, is summed apart.
 
     Args:
         link: the block's way through the air.

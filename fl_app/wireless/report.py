@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.wireless.errors import ChannelError
+
 
 @dataclass(frozen=True)
 class AirReport:
@@ -61,6 +63,25 @@ class AirReport:
     def predicted_nmse(self) -> float:
         """Predicted MSE over the energy of the exact mean; ``inf`` if only that is 0."""
         return safe_ratio(self.predicted_mse, self.mean_energy)
+
+
+def airtime(
+    channel_uses: int, tx_power: NDArray[np.float64], bandwidth_hz: float
+) -> tuple[float, NDArray[np.float64]]:
+    """Returns seconds and [num_devices] transmit joules of a round in the air.
+
+    Args:
+        channel_uses: complex symbols spent, ``bandwidth_hz`` of them a second over all subcarriers.
+        tx_power: [num_devices] mean power of a channel use in W.
+        bandwidth_hz: > 0.
+
+    Raises:
+        ChannelError: the bandwidth is not finite and > 0.
+    """
+    if not 0.0 < bandwidth_hz < np.inf:
+        raise ChannelError(f"bandwidth_hz={bandwidth_hz} must be finite and > 0")
+    seconds = channel_uses / bandwidth_hz
+    return seconds, tx_power * seconds
 
 
 def safe_ratio(error: float, energy: float) -> float:
