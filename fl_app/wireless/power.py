@@ -189,6 +189,28 @@ class OptimalThreshold:
         return _finish(state, targets, heard, level, eta)
 
 
+@dataclass(frozen=True)
+class PhaseOnly:
+    """Everybody turns its phase and sends at full power; only the server scales.
+
+    With r_k = sqrt(P_k) |h_k| the MSE is least at 1 / sqrt(eta) = sum_k a_k r_k / (sigma^2 + sum_k
+    r_k^2). Devices need their phase but no amplitude; the mean is biased towards strong channels.
+    """
+
+    removes_mean: bool = True
+
+    def plan(self, state: ChannelState, targets: Floats, power: Floats) -> PowerPlan:
+        """See ``PowerControl.plan``."""
+        heard = _is_heard(state, targets, np.full(len(targets), _DEAD_GAIN))
+        speaks = heard & (targets > 0.0)[:, None]
+        reach = np.where(speaks, np.sqrt(power)[:, None] * np.abs(state.known_gains), 0.0)
+        eta = np.full(reach.shape[1], np.inf)
+        energy = state.noise_power + (reach**2).sum(axis=0)
+        product = (targets[:, None] * reach).sum(axis=0)
+        np.divide(energy, product, out=eta, where=product > 0.0)
+        return _finish(state, targets, heard, reach, eta**2)
+
+
 def _check_floor(gain_floor: float) -> None:
     """Refuses a floor at which the average power of an inversion diverges."""
     if not 0.0 < gain_floor < np.inf:

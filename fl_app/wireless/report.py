@@ -17,7 +17,8 @@ class AirReport:
 
     Attributes:
         predicted_mse: closed form for the true channel and symbols that are uncorrelated between
-            devices; misalignment, silence, clipping and noise included.
+            devices; misalignment, silence, clipping and noise included. The empty half of the last
+            channel use of an odd block counts as if it carried a symbol.
         expected_mse: mean over the noise for the very updates that were sent (no such assumption).
         expected_mse_deviation: standard deviation of ``realised_mse`` around ``expected_mse``.
         realised_mse: what happened.

@@ -14,6 +14,7 @@ from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.power import (
     CotafScaling,
     OptimalThreshold,
+    PhaseOnly,
     PowerControl,
     TruncatedInversion,
     ZeroForcing,
@@ -31,6 +32,7 @@ from tests.oracles.air_sum import (
 _CONTROLS: list[PowerControl] = [
     ZeroForcing(),
     OptimalThreshold(),
+    PhaseOnly(),
     CotafScaling(gain_floor=0.05),
     TruncatedInversion(gain_floor=0.2),
     TruncatedInversion(gain_floor=0.2, budget="per_use"),

@@ -93,6 +93,14 @@ def test_groups_are_complete_and_between_the_best_and_the_plain_ones(
     assert cost >= least_grouping(strengths, sigmas) * (1 - 1e-12)
 
 
+def test_components_are_dealt_out_so_that_uses_are_about_equally_loud() -> None:
+    """(4 + 1)^2 + (3 + 2)^2 = 50, the best there is; consecutive ones make 7^2 + 3^2 = 58."""
+    groups = group_components(np.array([4.0, 3.0, 2.0, 1.0]), np.array([1.0, 1.0]))
+    assert sorted(group.tolist() for group in groups) == [[0, 3], [1, 2]]
+    assert least_grouping([4.0, 3.0, 2.0, 1.0], [1.0, 1.0]) == 50.0
+    assert consecutive_grouping([4.0, 3.0, 2.0, 1.0], [1.0, 1.0]) == 58.0
+
+
 def test_fewer_streams_use_stronger_eigenchannels_longer() -> None:
     rng = np.random.default_rng(4)
     weight, channel = rng.standard_normal((6, 6)), complex_normal(rng, (3, 3))

@@ -13,6 +13,7 @@ from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.power import (
     CotafScaling,
     OptimalThreshold,
+    PhaseOnly,
     PowerControl,
     TruncatedInversion,
     ZeroForcing,
@@ -22,6 +23,7 @@ from tests.oracles.air_power import least_sum_mse, sum_mse
 _PER_USE: list[PowerControl] = [
     ZeroForcing(),
     OptimalThreshold(),
+    PhaseOnly(),
     CotafScaling(),
     TruncatedInversion(budget="per_use"),
 ]
@@ -168,3 +170,20 @@ def test_precoders_invert_what_is_known_not_what_is_true(control: PowerControl) 
     received = (state.known_gains * plan.precoders)[plan.is_heard]
     assert np.allclose(received.imag, 0.0, atol=1e-12)
     assert (received.real > 0.0).all()
+
+
+def test_phase_only_scales_best_for_full_power_and_loses_to_the_optimum() -> None:
+    """No other denoising factor on a grid does better with |b|^2 = P."""
+    state = _state(7, 5, 0.2, 1)
+    targets, power = _inputs(7, 5)
+    plan = PhaseOnly().plan(state, targets, power)
+    assert np.allclose(np.abs(plan.precoders[:, 0]) ** 2, power)
+    reach = np.sqrt(power) * np.abs(state.gains[:, 0])
+
+    def error(eta: float) -> float:
+        return float(np.sum((reach / math.sqrt(eta) - targets) ** 2) + 0.2 / eta)
+
+    best = float(plan.denoising[0])
+    assert plan.sum_mse[0] == pytest.approx(error(best), rel=1e-12)
+    assert all(error(best) <= error(best * factor) for factor in np.geomspace(0.1, 10.0, 201))
+    assert OptimalThreshold().plan(state, targets, power).sum_mse[0] <= plan.sum_mse[0]
