@@ -23,6 +23,9 @@ from fl_app.wireless.standardise import check_updates
 
 Floats = NDArray[np.float64]
 
+_CHUNK_REALS = 1 << 14
+"""Entries quantised together; float64 temporaries of this size stay in the cache."""
+
 SIDE_BITS = 128
 """Bits of each device's lowest value and step, two float64 numbers."""
 
@@ -168,28 +171,32 @@ def aggregate_digitally(
     arrives = transmits & (per_use <= true * (1.0 + 1e-12))
     weight = float(shares[arrives].sum())
 
-    exact, received = np.zeros(num_params), np.zeros(num_params)
-    predicted = expected = 0.0
-    for k, row in enumerate(updates):
-        if not np.isfinite(row).all():
-            raise ChannelError(f"the update of device {k} is not finite; leave it out")
-        exact += shares[k] * row
-        if arrives[k]:
-            sent = quantise(row, setup.bits, rng)
-            received += shares[k] / weight * sent.values()
-            predicted += (shares[k] / weight * sent.step) ** 2 / 6.0
-            expected += (shares[k] / weight) ** 2 * sent.variance
-    survivors = np.where(arrives, shares / max(weight, 1e-300), 0.0)
-    outage = float(np.mean((survivors @ updates - exact) ** 2)) if not arrives.all() else 0.0
+    spans = [_span(k, row) for k, row in enumerate(updates)]
+    survivors = np.where(arrives, shares, 0.0) / (weight if weight > 0.0 else 1.0)
+    mean = np.zeros(num_params, dtype=updates.dtype)
+    sums = np.zeros(4)  # rounding variance, what outage takes away, realised error, energy
+    for lo in range(0, num_params, _CHUNK_REALS):
+        part = updates[:, lo : lo + _CHUNK_REALS].astype(np.float64)
+        exact, received = shares @ part, np.zeros(part.shape[1])
+        for k in np.flatnonzero(arrives):
+            sent = quantise(part[k], setup.bits, rng, span=spans[k])
+            received += survivors[k] * sent.values()
+            sums[0] += survivors[k] ** 2 * sent.variance * part.shape[1]
+        sums[1] += np.sum((survivors @ part - exact) ** 2)
+        sums[2] += np.sum((received - exact) ** 2)
+        sums[3] += np.sum(exact**2)
+        mean[lo : lo + _CHUNK_REALS] = received
+    steps = np.array([(high - low) / (2**setup.bits - 1) for low, high in spans])
+    rounding, outage, realised, energy = (sums / num_params).tolist()
     bits = setup.bits * num_params + SIDE_BITS
     rates = setup.bandwidth_hz / num_devices * per_use
     seconds = np.divide(bits, rates, out=np.zeros_like(rates), where=rates > 0.0)
     uses = np.ceil(np.divide(bits, per_use, out=np.zeros_like(rates), where=per_use > 0.0))
     report = DigitalReport(
-        predicted_mse=predicted + outage,
-        expected_mse=expected + outage,
-        realised_mse=float(np.mean((received - exact) ** 2)),
-        mean_energy=float(np.mean(exact**2)),
+        predicted_mse=float(np.sum((survivors * steps) ** 2)) / 6.0 + outage,
+        expected_mse=rounding + outage,
+        realised_mse=realised,
+        mean_energy=energy,
         is_silent=~arrives & (shares > 0.0),
         rates_bps=rates,
         seconds=float(seconds.max()),
@@ -198,4 +205,12 @@ def aggregate_digitally(
         channel_uses=int(uses.sum()),
         payload_bytes=int(transmits.sum()) * -(-bits // 8),
     )
-    return (received.astype(updates.dtype) if arrives.any() else None), report
+    return (mean if arrives.any() else None), report
+
+
+def _span(device: int, row: NDArray[Any]) -> tuple[float, float]:
+    """Returns minimum and maximum of one update."""
+    low, high = float(row.min()), float(row.max())
+    if not np.isfinite(high - low):
+        raise ChannelError(f"the update of device {device} is not finite; leave it out")
+    return low, high

@@ -32,7 +32,13 @@ class Quantised:
         return self.low + self.step * self.codes.astype(np.float64)
 
 
-def quantise(update: NDArray[Any], bits: int, rng: np.random.Generator) -> Quantised:
+def quantise(
+    update: NDArray[Any],
+    bits: int,
+    rng: np.random.Generator,
+    *,
+    span: tuple[float, float] | None = None,
+) -> Quantised:
     """Rounds every entry up or down to one of 2^bits even levels between minimum and maximum.
 
     An entry that lies a fraction f above a level is rounded up with probability f, so the decoded
@@ -42,16 +48,20 @@ def quantise(update: NDArray[Any], bits: int, rng: np.random.Generator) -> Quant
         update: [num_params] floats, finite; not changed.
         bits: 1 to 24.
         rng: draws the roundings.
+        span: (lowest, highest) level; None for minimum and maximum. Given for parts of an update.
 
     Raises:
-        ChannelError: ``bits`` is out of range or the update is not finite or empty.
+        ChannelError: ``bits`` is out of range, or the update is not finite, empty or beyond
+            ``span``.
     """
     if not 1 <= bits <= 24:
         raise ChannelError(f"bits={bits} must be 1..24")
     wide = update.astype(np.float64)
     if wide.size == 0 or not np.isfinite(wide).all():
         raise ChannelError("an update to quantise must be finite and not empty")
-    low, high = float(wide.min()), float(wide.max())
+    low, high = (float(wide.min()), float(wide.max())) if span is None else span
+    if not low <= wide.min() <= wide.max() <= high:
+        raise ChannelError(f"span={span} does not hold the update; take its minimum and maximum")
     step = high / (2**bits - 1) - low / (2**bits - 1)  # high - low may overflow
     if step == 0.0 or not math.isfinite(step):
         return Quantised(np.zeros(wide.shape, dtype=np.uint32), low, 0.0, 0.0)
