@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.checks import check_devices
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.link import BlockLink
 from fl_app.wireless.power import PowerControl
@@ -71,20 +72,13 @@ def aggregate(
     """
     shares = check_updates(updates, np.asarray(weights, dtype=np.float64))
     num_devices, num_params = updates.shape
-    if len(state.gains) != num_devices:
-        raise ChannelError(f"the channel has {len(state.gains)} devices, updates {num_devices}")
-    limits = np.broadcast_to(np.asarray(power, dtype=np.float64), (num_devices,))
-    if not ((limits > 0.0).all() and np.isfinite(limits).all()):
-        raise ChannelError("power must be finite and > 0 for every device")
+    limits, lost = check_devices(num_devices, state, power, is_lost)
     if not peak_power > 0.0:
         raise ChannelError(f"peak_power={peak_power} must be > 0; use inf for no limit")
     if presence is not None and presence.shape != updates.shape:
         raise ChannelError(f"presence {presence.shape} must have the shape {updates.shape}")
     if presence is not None and peak_power < np.inf:
         raise ChannelError("peak_power with presence has no closed form; leave one of them out")
-    lost = np.zeros(num_devices, dtype=np.bool_) if is_lost is None else is_lost
-    if lost.shape != (num_devices,):
-        raise ChannelError(f"is_lost {lost.shape} must be [{num_devices}], one per device")
 
     bounds = block_bounds(blocks, num_params)
     # Everything is looked at before anything is sent.

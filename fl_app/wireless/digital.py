@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.checks import check_devices
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.quantise import quantise
 from fl_app.wireless.report import safe_ratio
@@ -148,14 +149,7 @@ def aggregate_digitally(
     """
     shares = check_updates(updates, np.asarray(weights, dtype=np.float64))
     num_devices, num_params = updates.shape
-    if len(state.gains) != num_devices:
-        raise ChannelError(f"the channel has {len(state.gains)} devices, updates {num_devices}")
-    limits = np.broadcast_to(np.asarray(power, dtype=np.float64), (num_devices,))
-    if not ((limits > 0.0).all() and np.isfinite(limits).all()):
-        raise ChannelError("power must be finite and > 0 for every device")
-    lost = np.zeros(num_devices, dtype=np.bool_) if is_lost is None else is_lost
-    if lost.shape != (num_devices,):
-        raise ChannelError(f"is_lost {lost.shape} must be [{num_devices}], one per device")
+    limits, lost = check_devices(num_devices, state, power, is_lost)
 
     known = capacity_bits_per_use(state.known_gains, state.noise_power, limits)
     true = capacity_bits_per_use(state.gains, state.noise_power, limits)

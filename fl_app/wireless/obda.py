@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import erfc
 
 from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.checks import check_devices
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.power import PowerControl, PowerPlan
 from fl_app.wireless.standardise import check_updates
@@ -57,14 +58,7 @@ def majority_vote(
     """
     num_devices, num_params = updates.shape if updates.ndim == 2 else (0, 0)
     check_updates(updates, np.ones(num_devices))
-    if len(state.gains) != num_devices:
-        raise ChannelError(f"the channel has {len(state.gains)} devices, updates {num_devices}")
-    limits = np.broadcast_to(np.asarray(power, dtype=np.float64), (num_devices,))
-    if not ((limits > 0.0).all() and np.isfinite(limits).all()):
-        raise ChannelError("power must be finite and > 0 for every device")
-    lost = np.zeros(num_devices, dtype=np.bool_) if is_lost is None else is_lost
-    if lost.shape != (num_devices,):
-        raise ChannelError(f"is_lost {lost.shape} must be [{num_devices}], one per device")
+    limits, lost = check_devices(num_devices, state, power, is_lost)
     for k, row in enumerate(updates):
         if not np.isfinite(row).all():
             raise ChannelError(f"the update of device {k} is not finite; leave it out")
