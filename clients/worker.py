@@ -20,9 +20,9 @@ from fl_app.fomo.package import unpack
 from fl_app.material import Material, load_material, needed_columns
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import columns_of, lora_spec
+from fl_app.settings import aggregation_of, columns_of, lora_spec
 from fl_app.tasks import Encoded, Task, build_task
-from fl_app.updates import subtract
+from fl_app.updates import subtract, travels
 
 
 class EmulatorSession:
@@ -66,6 +66,7 @@ class EmulatorWorker:
 
     def __init__(self, *, config: Config, cache: BlobCache, local_path: str | None) -> None:
         self._config, self._cache, self._local_path = config, cache, local_path
+        self._aggregation = aggregation_of(config.peft)
         self._material: Material | None = None
         self._loaded: tuple[str, EmulatorSession] | None = None
 
@@ -84,9 +85,14 @@ class EmulatorWorker:
             session.encoded[order.device] = session.task.encode(examples)
         encoded = session.encoded[order.device]
         session.adapter.write(order.adapter)
+        tuned = {
+            name: parameter
+            for name, parameter in session.adapter.parameters.items()
+            if travels(name, self._aggregation, order.round)
+        }
         loss, steps = tune(
             session.adapter.model,
-            session.adapter.parameters,
+            tuned,
             session.task,
             encoded,
             self._tuning(order.proximal_mu),
@@ -95,7 +101,10 @@ class EmulatorWorker:
         return wire.update_reply(
             message,
             order,
-            update=subtract(session.adapter.read(), order.adapter),
+            update=subtract(
+                {name: array for name, array in session.adapter.read().items() if name in tuned},
+                order.adapter,
+            ),
             layout_hash=session.adapter.layout_hash(),
             num_examples=len(encoded),
             loss=loss,

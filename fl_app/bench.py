@@ -38,7 +38,7 @@ from fl_app.seeding import generator
 from fl_app.settings import columns_of, lora_spec, split_of
 from fl_app.tasks import Encoded, Task, build_task
 from fl_app.updates import Update
-from strategies.build import build_rule
+from strategies.build import build_rule, require_fit
 
 log = logging.getLogger("deft")
 _MEASURED_AT_ONCE = 32
@@ -95,8 +95,10 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     """
     torch.set_num_threads(1)  # the same sums whatever the machine is doing
     settings = emulator_settings(config)
+    build_rule(config.strategy.server_rule)  # what is refused is refused before the work
+    require_fit(config)
     material = material or load_material(config)
-    _try_out(config, material)
+    _require_dealing(config, material)
     log.info("loading the foundation model")
     backbone = load_backbone(
         model_source(config.model),
@@ -158,9 +160,8 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     )
 
 
-def _try_out(config: Config, material: Material) -> None:
-    """Does what is cheap and may be refused before the work starts, not on every device."""
-    build_rule(config.strategy.server_rule)
+def _require_dealing(config: Config, material: Material) -> None:
+    """Deals the rows once, for what is refused here would be refused on every device."""
     match config.federation:
         case SimulationFederation():
             require_columns(material.train, dealing_columns(config))

@@ -40,7 +40,11 @@ GROUPS: dict[str, dict[str, type]] = {
         "hub": schema.HubData,
     },
     "strategy": {"emulator_download": schema.EmulatorDownloadStrategy},
-    "channel": {"ideal": schema.IdealChannel},
+    "channel": {
+        "ideal": schema.IdealChannel,
+        "aircomp": schema.AircompChannel,
+        "digital": schema.DigitalChannel,
+    },
     "prompt": {"none": schema.NoPrompt},
     "federation": {
         "simulation": schema.SimulationFederation,

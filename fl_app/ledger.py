@@ -1,4 +1,4 @@
-"""The ledger: every send of a run is booked here, so that traffic is counted and never estimated.
+"""The ledger: every send of a run is booked here; bytes are counted and never estimated.
 
 The ledger knows no message format. Whoever sends books the length of what was really serialised;
 the report only adds up. Byte totals are integers and therefore the same whatever the order of the
@@ -46,6 +46,9 @@ class Ledger:
         """Starts with nothing booked."""
         self._bytes: Counter[_Entry] = Counter()
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._channel_uses: Counter[int] = Counter()
+        self._radio_seconds: dict[int, float] = {}
+        self._joules: dict[tuple[int, int], float] = {}
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
         """Books one send.
@@ -86,9 +89,42 @@ class Ledger:
         _count("device", device)
         if not phase:
             raise RunError("ledger phase='' is empty; name the phase, for example 'fit'")
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise RunError(f"ledger seconds={seconds!r} must be finite and >= 0; measure again")
-        self._seconds[phase].append(float(seconds))
+        self._seconds[phase].append(_amount("seconds", seconds))
+
+    def book_airtime(self, *, round: int, channel_uses: int, seconds: float) -> None:
+        """Books what one round took of the radio uplink, all devices together; adds up.
+
+        Args:
+            round: server round, >= 0.
+            channel_uses: complex symbols, >= 0.
+            seconds: time on air by the channel's model, finite and >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        number, uses = _count("round", round), _count("channel_uses", channel_uses)
+        spent = _amount("seconds", seconds)
+        self._radio_seconds[number] = self._radio_seconds.get(number, 0.0) + spent
+        self._channel_uses[number] += uses
+
+    def book_joules(self, *, round: int, device: int, joules: float) -> None:
+        """Books a device's transmit energy in one round; adds up.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        place = _count("round", round), _count("device", device)
+        self._joules[place] = self._joules.get(place, 0.0) + _amount("joules", joules)
+
+    def _radio(self, round: int | None = None) -> dict[str, float]:
+        """Returns the radio's totals of one round, or of all."""
+        rounds = set(self._channel_uses) if round is None else {round}
+        joules = [spent for (number, _), spent in sorted(self._joules.items()) if number in rounds]
+        return {
+            "channel_uses": sum(self._channel_uses[number] for number in rounds),
+            "radio_seconds": math.fsum(self._radio_seconds.get(number, 0.0) for number in rounds),
+            "radio_joules": math.fsum(joules),
+        }
 
     def total_bytes(
         self,
@@ -113,14 +149,15 @@ class Ledger:
         """
         return {phase: math.fsum(self._seconds[phase]) for phase in sorted(self._seconds)}
 
-    def as_dict(self) -> dict[str, int | list[dict[str, int]]]:
-        """Returns the byte totals for ``result.json``.
+    def as_dict(self) -> dict[str, float | list[dict[str, float]]]:
+        """Returns the totals for ``result.json``.
 
         Returns:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
-            and ``adapter_downlink_bytes``; ``control_bytes`` of both links; and ``per_round``, one
-            row with ``round``, ``uplink_bytes``, ``downlink_bytes`` and ``emulator_bytes`` for
-            every round with a booking, in ascending order.
+            and ``adapter_downlink_bytes``; ``control_bytes`` of both links; ``channel_uses``,
+            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one; and
+            ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
+            ``emulator_bytes`` and the radio's figures for every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),
@@ -128,16 +165,25 @@ class Ledger:
             "emulator_bytes": self.total_bytes(what="emulator"),
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
             "control_bytes": self.total_bytes(what="control"),
+            **self._radio(),
             "per_round": [
                 {
                     "round": number,
                     "uplink_bytes": self.total_bytes(round=number, link="uplink"),
                     "downlink_bytes": self.total_bytes(round=number, link="downlink"),
                     "emulator_bytes": self.total_bytes(round=number, what="emulator"),
+                    **self._radio(number),
                 }
-                for number in sorted({entry.round for entry in self._bytes})
+                for number in sorted({entry.round for entry in self._bytes} | {*self._channel_uses})
             ],
         }
+
+
+def _amount(field: str, value: float) -> float:
+    """Returns ``value``, finite and >= 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise RunError(f"ledger {field}={value!r} must be finite and >= 0; measure again")
+    return float(value)
 
 
 def _count(field: str, value: int) -> int:

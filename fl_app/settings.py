@@ -26,6 +26,15 @@ def lora_spec(peft: PeftConfig) -> LoraSpec | None:
             raise ConfigError(f"peft of type {type(peft).__name__} is unknown")
 
 
+def aggregation_of(peft: PeftConfig) -> str:
+    """Returns how LoRA factors are averaged; a head has none, so any way is exact."""
+    match peft:
+        case LoraConfig():
+            return peft.aggregation
+        case _:
+            return "factors"
+
+
 def split_of(emulator: EmulatorConfig, model_config: Any) -> Split:
     """Returns the split l-n-r of a model; ``middle=-1`` keeps all middle blocks."""
     total = num_blocks(model_config)

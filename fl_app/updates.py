@@ -12,8 +12,11 @@ Update = dict[str, NDArray[np.float32]]
 def add(
     left: Mapping[str, NDArray[np.float32]], right: Mapping[str, NDArray[np.float32]]
 ) -> Update:
-    """Returns ``left + right``, name by name; inputs are not changed."""
-    return {name: left[name] + right[name] for name in left}
+    """Returns ``left + right``, name by name; what ``right`` leaves out stays as it is.
+
+    Inputs are not changed.
+    """
+    return {name: left[name] + right[name] if name in right else left[name].copy() for name in left}
 
 
 def subtract(
@@ -21,6 +24,17 @@ def subtract(
 ) -> Update:
     """Returns ``left - right``, name by name; inputs are not changed."""
     return {name: left[name] - right[name] for name in left}
+
+
+def travels(name: str, aggregation: str, server_round: int) -> bool:
+    """Tells whether a parameter is tuned and sent in a round.
+
+    With ``peft.aggregation=alternate`` LoRA's B is in odd rounds and A in even ones (at the start B
+    is 0, and with it A's gradient); every other parameter always is.
+    """
+    if aggregation != "alternate":
+        return True
+    return (".lora_A." if server_round % 2 else ".lora_B.") not in name
 
 
 def is_finite(update: Mapping[str, NDArray[np.float32]]) -> bool:

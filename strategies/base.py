@@ -24,7 +24,7 @@ from fl_app.updates import Update
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.rules import ServerRule
-from strategies.uplink import Uplink
+from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
 
@@ -60,6 +60,7 @@ class FederatedDeft(Strategy):
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
         layout_hash: of the server's adapter.
+        aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
         timeout_s: seconds to wait when something is fetched again.
         seed: the run's seed.
@@ -74,14 +75,17 @@ class FederatedDeft(Strategy):
         rule: ServerRule,
         ledger: Ledger,
         layout_hash: str,
+        aggregation: str,
         devices_per_round: int,
         timeout_s: float,
         seed: int,
     ) -> None:
         self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
         self._ledger, self._layout_hash, self._seed = ledger, layout_hash, seed
+        self._aggregation = aggregation
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
+        self._tuned: Update = {}
         self._orders: dict[int, wire.Order] = {}
         self._sent: dict[int, Message] = {}
         self._grid: Grid | None = None
@@ -124,6 +128,11 @@ class FederatedDeft(Strategy):
         """Draws devices and writes one message to each."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = wire.from_blob(wire.blob_of(arrays))
+        self._tuned = {
+            name: array
+            for name, array in self._adapter.items()
+            if updates.travels(name, self._aggregation, server_round)
+        }
         self.rounds[server_round] = RoundLog()
         proximal_mu = self._rule.announce(server_round, self._space.enter(self._adapter))
         devices = self._roster.devices
@@ -166,13 +175,17 @@ class FederatedDeft(Strategy):
             log.warning("round %d: no update counts; the adapter is unchanged", server_round)
             book.seconds = time.monotonic() - self._started
             return None, None
-        received = self._uplink.receive(
-            updates.stack([reply.update for reply in accepted]),
-            np.array([reply.num_examples for reply in accepted], np.float64),
-            generator(self._seed, "uplink", server_round),
-        )
+        received = self._transmit(server_round, accepted, book)
+        accepted = [
+            reply for reply, is_heard in zip(accepted, received.is_heard, strict=True) if is_heard
+        ]
+        if not accepted:
+            log.warning("round %d: nobody was heard; the adapter is unchanged", server_round)
+            book.metrics = dict(received.report)
+            book.seconds = time.monotonic() - self._started
+            return None, None
         rows = [
-            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._adapter)))
+            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
             for row in received.rows
         ]
         try:
@@ -211,6 +224,32 @@ class FederatedDeft(Strategy):
         return None
 
     # --- parts of a round ------------------------------------------------------------------
+
+    def _transmit(self, server_round: int, accepted: list[wire.Reply], book: RoundLog) -> Received:
+        """Sends the accepted updates over the uplink and books what that cost."""
+        received = self._uplink.receive(
+            Sent(
+                updates=updates.stack([reply.update for reply in accepted]),
+                weights=np.array([reply.num_examples for reply in accepted], np.float64),
+                round=server_round,
+                devices=[reply.device for reply in accepted],
+                sizes=[self._tuned[name].size for name in sorted(self._tuned)],
+            ),
+            generator(self._seed, "uplink", server_round),
+        )
+        for reply, is_heard in zip(accepted, received.is_heard, strict=True):
+            if not is_heard:
+                book.drop(reply.device, "unheard")
+        if (cost := received.airtime) is not None:
+            self._ledger.book_airtime(
+                round=server_round, channel_uses=cost.channel_uses, seconds=cost.seconds
+            )
+            for k, reply in enumerate(accepted):
+                order, joules = self._orders[reply.device], float(cost.joules[k])
+                self._book("uplink", order, "update", int(cost.payload_bytes[k]))
+                self._book("uplink", order, "control", int(cost.control_bytes[k]))
+                self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
+        return received
 
     def _write(self, order: wire.Order, arrays: ArrayRecord) -> Message:
         """Writes one device's message and books its payload."""
@@ -254,8 +293,9 @@ class FederatedDeft(Strategy):
     def _judge(self, device: int, messages: list[Message], book: RoundLog) -> list[wire.Reply]:
         """Accepts a device's one valid answer; books it as dropped otherwise."""
         order = self._orders[device]
-        for message in messages:
-            self._book("uplink", order, "update", wire.uplink_bytes(message))
+        if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
+            for message in messages:
+                self._book("uplink", order, "update", wire.uplink_bytes(message))
         if not messages:
             book.drop(device, "silent")
             return []
@@ -264,7 +304,7 @@ class FederatedDeft(Strategy):
             return []
         try:
             reply = wire.read_update(
-                messages[0], order=order, layout_hash=self._layout_hash, like=self._adapter
+                messages[0], order=order, layout_hash=self._layout_hash, like=self._tuned
             )
             self._require_finite(reply)
         except WireError as error:

@@ -1,32 +1,119 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
+import dataclasses
+
 import numpy as np
 
 from fl_app.errors import ConfigError, RunError
 from fl_app.ledger import Ledger
 from fl_app.schema import (
+    AircompChannel,
     ChannelConfig,
     Config,
+    DigitalChannel,
     EmulatorDownloadStrategy,
     IdealChannel,
     LoraConfig,
+    RadioChannel,
     ServerRuleConfig,
 )
+from fl_app.settings import aggregation_of
+from fl_app.wireless.cell import Cell
+from fl_app.wireless.channel import Fading
+from fl_app.wireless.digital import Ofdma
+from fl_app.wireless.power import (
+    CotafScaling,
+    OptimalThreshold,
+    PhaseOnly,
+    PowerControl,
+    TruncatedInversion,
+    ZeroForcing,
+)
+from fl_app.wireless.radio import Radio
+from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
 from strategies.emulator_download import EmulatorDownload
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
+from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
-from strategies.rules import ServerRule
+from strategies.rules import COMPARING, ServerRule
 from strategies.uplink import IdealUplink, Uplink
 
 
-def build_uplink(channel: ChannelConfig) -> Uplink:
+def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
     """Turns the channel choice into an uplink."""
     match channel:
         case IdealChannel():
             return IdealUplink()
+        case AircompChannel(scheme="obda"):
+            return VoteUplink(
+                radio=_radio(channel, seed, channel.num_antennas),
+                control=TruncatedInversion(gain_floor=channel.gain_floor),
+                bandwidth_hz=channel.bandwidth_hz,
+                step=channel.vote_step,
+            )
+        case AircompChannel():
+            peak = dbm_to_watt(channel.tx_power_dbm + channel.peak_to_mean_db)
+            return AircompUplink(
+                radio=_radio(channel, seed, channel.num_antennas),
+                control=_power_control(channel),
+                bandwidth_hz=channel.bandwidth_hz,
+                peak_power=peak,
+            )
+        case DigitalChannel():
+            setup = Ofdma(
+                bits=channel.bits,
+                bandwidth_hz=channel.bandwidth_hz,
+                target_bits_per_use=channel.target_bits_per_use,
+                gain_floor=channel.gain_floor,
+                max_uses_per_real=channel.max_uses_per_real,
+            )
+            return DigitalUplink(radio=_radio(channel, seed, 1), setup=setup)
         case _:
             raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
+
+
+def _power_control(channel: AircompChannel) -> PowerControl:
+    match channel.scheme:
+        case "zf":
+            return ZeroForcing()
+        case "truncated":
+            return TruncatedInversion(gain_floor=channel.gain_floor)
+        case "optimal":
+            return OptimalThreshold()
+        case "cotaf":
+            return CotafScaling(gain_floor=channel.gain_floor)
+        case "phase":
+            return PhaseOnly()
+        case _:
+            raise ConfigError(f"channel.scheme={channel.scheme!r} has no power control")
+
+
+def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
+    """Returns the fading channel; in a cell distances and thermal noise set the SNR."""
+    power = dbm_to_watt(channel.tx_power_dbm)
+    cell = None
+    noise_power = noise_power_from_tx_snr(channel.tx_snr_db, power)
+    if channel.placement == "cell":
+        cell = Cell(bandwidth_hz=channel.bandwidth_hz, **dataclasses.asdict(channel.cell))
+        noise_power = cell.noise_power_w()
+    fading = Fading(
+        kind=channel.fading,  # type: ignore[arg-type]  # the schema has checked it
+        num_subcarriers=channel.num_subcarriers,
+        num_taps=channel.num_taps,
+        rician_k=channel.rician_k,
+        correlation=channel.correlation,
+    )
+    return Radio(
+        fading=fading,
+        seed=seed,
+        power=power,
+        noise_power=noise_power,
+        csi_error=channel.csi_error,
+        jitter_rad=channel.phase_jitter_rad,
+        num_antennas=num_antennas,
+        cell=cell,
+    )
 
 
 def build_rule(rule: ServerRuleConfig, num_devices: int | None = None) -> ServerRule:
@@ -52,6 +139,26 @@ def build_rule(rule: ServerRuleConfig, num_devices: int | None = None) -> Server
     return ServerRule(rule.name, rule.options)
 
 
+def require_fit(config: Config) -> None:
+    """Checks that channel, LoRA space and rule go together.
+
+    Raises:
+        ConfigError: the channel hands over one mean, and something needs every device's update.
+    """
+    match config.channel, config.peft:
+        case RadioChannel(), LoraConfig(aggregation="exact"):
+            raise ConfigError(
+                "peft.aggregation=exact needs every device's factors, and this channel hands over "
+                "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
+            )
+    match config.channel, config.strategy:
+        case RadioChannel(), EmulatorDownloadStrategy(server_rule=rule) if rule.name in COMPARING:
+            raise ConfigError(
+                f"strategy.server_rule.name={rule.name} compares devices, and this channel hands "
+                "over one mean; choose a rule that averages, or channel=ideal"
+            )
+
+
 def build_strategy(
     config: Config, *, roster: Roster, ledger: Ledger, layout_hash: str, emulator: bytes
 ) -> FederatedDeft:
@@ -65,11 +172,12 @@ def build_strategy(
             return EmulatorDownload(
                 emulator=emulator,
                 roster=roster,
-                uplink=build_uplink(config.channel),
+                uplink=build_uplink(config.channel, config.seed),
                 space=space,
                 rule=build_rule(config.strategy.server_rule, num_devices=drawn),
                 ledger=ledger,
                 layout_hash=layout_hash,
+                aggregation=aggregation_of(config.peft),
                 devices_per_round=drawn,
                 timeout_s=config.federation.timeout_s,
                 seed=config.seed,

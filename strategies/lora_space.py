@@ -28,7 +28,7 @@ class LoraSpace(Protocol):
 
 
 class FactorSpace:
-    """The factors themselves: exact where A is frozen (only B travels), biased otherwise."""
+    """The factors themselves: exact where one of them is the same everywhere, biased otherwise."""
 
     def enter(self, adapter: Update) -> Update:
         """Returns the adapter."""
@@ -87,7 +87,7 @@ def build_space(aggregation: str, rank: int) -> LoraSpace:
         ConfigError: unknown name.
     """
     match aggregation:
-        case "freeze-a" | "factors":
+        case "freeze-a" | "factors" | "alternate":
             return FactorSpace()
         case "exact":
             return ProductSpace(rank)

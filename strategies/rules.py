@@ -38,6 +38,8 @@ RULES: dict[str, type[flower.FedAvg]] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
 }
+COMPARING = {"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"}
+"""Rules that compare devices with each other and therefore need every device's update."""
 _NOT_OPTIONS = {"self", "fraction_train", "fraction_evaluate", "min_train_nodes"} | {
     "min_evaluate_nodes",
     "min_available_nodes",

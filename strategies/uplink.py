@@ -1,9 +1,10 @@
 """How updates reach the server: the link between the devices' answers and the server's rule.
 
-A digital link hands over every device's update; a link that adds in the air can only hand over one
-mean. Both answer with rows and weights, so the rule that follows needs no case distinction.
+A digital link may hand over every device's update; a link that adds in the air can only hand over
+one mean. Both answer with rows and weights, so the rule that follows needs no case distinction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,35 +13,76 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Sent:
+    """What devices send in one round.
+
+    Attributes:
+        updates: [num_devices, num_params] float32; not to be changed.
+        weights: [num_devices] numbers of examples, > 0.
+        round: server round.
+        devices: [num_devices] partition indices, ascending.
+        sizes: lengths of the consecutive tensors that make up a row.
+    """
+
+    updates: NDArray[np.float32]
+    weights: NDArray[np.float64]
+    round: int
+    devices: Sequence[int]
+    sizes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Airtime:
+    """What a round cost on the radio, for the ledger.
+
+    Attributes:
+        channel_uses: complex symbols, all devices together.
+        seconds: until the last symbol.
+        joules: [num_devices] transmit energy.
+        payload_bytes: [num_devices] bytes of updates sent digitally.
+        control_bytes: [num_devices] bytes of digital side information.
+    """
+
+    channel_uses: int
+    seconds: float
+    joules: NDArray[np.float64]
+    payload_bytes: NDArray[np.int64]
+    control_bytes: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Received:
     """What the server got.
 
     Attributes:
-        rows: [num_rows, num_params] float32 updates; one per device, or a single mean.
+        rows: [num_rows, num_params] float32 updates: one per device, or a single mean, or none.
         weights: [num_rows] relative weights, > 0.
+        is_heard: [num_devices] bool; False for a device nothing arrived from.
         report: figures of this round's transmission by name, for the round's metrics.
+        airtime: what it cost; None where bytes are all that counts.
     """
 
     rows: NDArray[np.float32]
     weights: NDArray[np.float64]
+    is_heard: NDArray[np.bool_]
     report: dict[str, float] = field(default_factory=dict)
+    airtime: Airtime | None = None
 
 
 class Uplink(Protocol):
     """One way for updates to reach the server."""
 
-    def receive(
-        self,
-        updates: NDArray[np.float32],
-        weights: NDArray[np.float64],
-        rng: np.random.Generator,
-    ) -> Received:
+    @property
+    def is_radio(self) -> bool:
+        """Whether the cost is that of ``Received.airtime``, and not of the messages simulated."""
+        ...
+
+    def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Transmits one round's updates.
 
         Args:
-            updates: [num_devices, num_params] float32, rows sorted by device; not changed.
-            weights: [num_devices] numbers of examples, > 0.
-            rng: the only source of randomness.
+            sent: who sends what; not changed.
+            rng: the only source of randomness besides the channel itself.
         """
         ...
 
@@ -48,11 +90,9 @@ class Uplink(Protocol):
 class IdealUplink:
     """An error-free digital link: every update arrives as it was sent."""
 
-    def receive(
-        self,
-        updates: NDArray[np.float32],
-        weights: NDArray[np.float64],
-        rng: np.random.Generator,
-    ) -> Received:
+    is_radio = False
+
+    def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Hands the rows over."""
-        return Received(rows=updates, weights=weights)
+        everybody = np.ones(len(sent.updates), dtype=np.bool_)
+        return Received(rows=sent.updates, weights=sent.weights, is_heard=everybody)

@@ -145,6 +145,13 @@ def _traffic(result: RunResult) -> Iterator[str]:
     ]
     yield "<h2>What was sent</h2>"
     yield _table(["all devices together", "size", "bytes"], rows, numbers=(1, 2))
+    if uses := ledger.get("channel_uses"):
+        radio = [
+            ["channel uses (complex symbols)", f"{uses:,}"],
+            ["seconds on air", f"{ledger['radio_seconds']:,.3f}"],
+            ["joules transmitted", f"{ledger['radio_joules']:,.3f}"],
+        ]
+        yield _table(["radio uplink, by the channel's model", "all rounds"], radio, numbers=(1,))
 
 
 def _rounds(result: RunResult) -> Iterator[str]:

@@ -163,6 +163,10 @@ def final_table(result: RunResult) -> str:
     ):
         if key in ledger:
             costs.add_row(words, f"{human_bytes(ledger[key])} ({ledger[key]:,} B)")
+    if uses := ledger.get("channel_uses"):
+        costs.add_row("channel uses up, all devices", f"{uses:,}")
+        spent = f"{ledger['radio_seconds']:.3f} s, {ledger['radio_joules']:.3f} J"
+        costs.add_row("  time on air, energy transmitted", spent)
     costs.add_row("time", f"{result.seconds:,.1f} s")
     costs.add_row("aggregated rounds", str(sum(bool(record.devices) for record in result.rounds)))
 

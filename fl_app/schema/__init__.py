@@ -4,6 +4,14 @@ Alternatives are subclasses, so an option that means nothing for a choice does n
 setting it is an error. Checks of one field sit in its ``__post_init__``.
 """
 
+from fl_app.schema.channel import (
+    AircompChannel,
+    CellConfig,
+    ChannelConfig,
+    DigitalChannel,
+    IdealChannel,
+    RadioChannel,
+)
 from fl_app.schema.data import (
     DataConfig,
     DocstringsData,
@@ -13,11 +21,9 @@ from fl_app.schema.data import (
     PartitionConfig,
 )
 from fl_app.schema.device import (
-    ChannelConfig,
     EdgeFederation,
     FederationConfig,
     FinetuneConfig,
-    IdealChannel,
     NoPrompt,
     OutputConfig,
     PromptConfig,
@@ -42,9 +48,12 @@ from fl_app.schema.strategy import (
 )
 
 __all__ = [
+    "AircompChannel",
+    "CellConfig",
     "ChannelConfig",
     "Config",
     "DataConfig",
+    "DigitalChannel",
     "DistilConfig",
     "DocstringsData",
     "EdgeFederation",
@@ -67,6 +76,7 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "PromptConfig",
+    "RadioChannel",
     "ServerRuleConfig",
     "SimulationFederation",
     "StrategyConfig",

@@ -1,19 +1,9 @@
-"""Options of the link, the prompts, local tuning, who takes part, and the output."""
+"""Options of the prompts, local tuning, who takes part, and the output."""
 
 from dataclasses import dataclass
 from math import inf
 
 from fl_app.schema.checks import require
-
-
-@dataclass
-class ChannelConfig:
-    """The link between devices and server."""
-
-
-@dataclass
-class IdealChannel(ChannelConfig):
-    """Error-free digital link; only bytes count."""
 
 
 @dataclass

@@ -69,10 +69,11 @@ class LoraConfig(PeftConfig):
     and value projections."""
     aggregation: str = "freeze-a"
     """freeze-a (A frozen and equal, averaging B is exact), exact (average B A, re-factor by SVD),
-    factors (average A and B separately: biased, common practice)."""
+    factors (average A and B separately: biased, common practice), alternate (B in odd rounds, A in
+    even ones: each average is exact, and only what is tuned travels)."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
         require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
-        one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors"))
+        one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors", "alternate"))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from fl_app.schema.channel import ChannelConfig
 from fl_app.schema.checks import MISSING, require
 from fl_app.schema.data import DataConfig
 from fl_app.schema.device import (
-    ChannelConfig,
     FederationConfig,
     FinetuneConfig,
     OutputConfig,

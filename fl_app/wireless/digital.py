@@ -38,16 +38,17 @@ class DigitalReport:
     Attributes:
         predicted_mse: closed form sum_k w_k^2 step_k^2 / 6 plus what outage takes away, known only
             once the round is over.
-        expected_mse: the same with the fractions that the entries really have.
+        expected_mse: the same with the mean fractions that a device's entries really have.
         realised_mse: what happened.
         mean_energy: mean square of the exact weighted mean.
-        is_silent: [num_devices] bool; in outage, or lost.
+        is_silent: [num_devices] bool; in outage, rationed to nothing, or lost.
         rates_bps: [num_devices] rate in bit/s that a device transmits at; 0 if it keeps silent.
         seconds: until the last device is done; 0 if nobody transmits.
-        joules: [num_devices] transmit energy, P in W provided; a failed packet costs as much.
+        joules: [num_devices] transmit energy, P in W provided: P / B a channel use, as in the air,
+            so a device on 1/K of the band radiates P / K. A failed packet costs as much.
         tx_power: [num_devices] mean transmit power of the device's own channel uses.
         channel_uses: complex symbols spent by all devices together.
-        payload_bytes: bytes sent by all devices together, side information included.
+        payload_bytes: [num_devices] bytes sent, side information included.
     """
 
     predicted_mse: float
@@ -60,7 +61,7 @@ class DigitalReport:
     joules: Floats
     tx_power: Floats
     channel_uses: int
-    payload_bytes: int
+    payload_bytes: NDArray[np.int64]
 
     @property
     def realised_nmse(self) -> float:
@@ -84,12 +85,17 @@ class Ofdma:
             channel carries less is in outage. None adapts to the known channel: outage only
             happens where that is better than the true one.
         gain_floor: devices with a known mean gain below this times their long-term one keep silent.
+        max_uses_per_real: channel uses of all devices together per real of the update, > 0; None
+            for no limit (aggregation in the air spends 1/2). Devices then send the first entries,
+            as many as their rates allow, of one random order that all share (Konečný et al. 2016,
+            arXiv:1610.05492); the mean divides per entry by the weights that arrived.
     """
 
     bits: int = 8
     bandwidth_hz: float = 1e6
     target_bits_per_use: float | None = None
     gain_floor: float = 0.0
+    max_uses_per_real: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ChannelError on a value out of range."""
@@ -102,6 +108,17 @@ class Ofdma:
             raise ChannelError(f"target_bits_per_use={target} must be finite and > 0, or None")
         if not 0.0 <= self.gain_floor < np.inf:
             raise ChannelError(f"gain_floor={self.gain_floor} must be finite and >= 0")
+        limit = self.max_uses_per_real
+        if limit is not None and not 0.0 < limit < np.inf:
+            raise ChannelError(f"max_uses_per_real={limit} must be finite and > 0, or None")
+
+    def entries(self, per_use: Floats, num_params: int) -> NDArray[np.int64]:
+        """Returns [num_devices] how many entries each device may send at its bits per use."""
+        if self.max_uses_per_real is None:
+            return np.where(per_use > 0.0, num_params, 0)
+        uses = self.max_uses_per_real * num_params / len(per_use)
+        fit = np.floor((np.minimum(uses * per_use, 1e18) - SIDE_BITS) / self.bits)
+        return np.clip(fit, 0, num_params).astype(np.int64)
 
 
 def capacity_bits_per_use(gains: NDArray[Any], noise_power: float, power: Floats) -> Floats:
@@ -162,42 +179,53 @@ def aggregate_digitally(
         else np.full_like(known, setup.target_bits_per_use)
     )
     per_use = np.where(transmits, wanted, 0.0)
+    entries = setup.entries(per_use, num_params)
+    transmits &= entries > 0
+    per_use = np.where(transmits, per_use, 0.0)
     arrives = transmits & (per_use <= true * (1.0 + 1e-12))
-    weight = float(shares[arrives].sum())
 
     spans = [_span(k, row) for k, row in enumerate(updates)]
-    survivors = np.where(arrives, shares, 0.0) / (weight if weight > 0.0 else 1.0)
+    is_rationed = bool((entries[arrives] < num_params).any())
+    places = rng.permutation(num_params) if is_rationed else np.zeros(num_params, np.int64)
     mean = np.zeros(num_params, dtype=updates.dtype)
-    sums = np.zeros(4)  # rounding variance, what outage takes away, realised error, energy
+    squares, variances = np.zeros(num_devices), np.zeros(num_devices)
+    sums = np.zeros(3)  # what outage takes away, realised error, energy
     for lo in range(0, num_params, _CHUNK_REALS):
         part = updates[:, lo : lo + _CHUNK_REALS].astype(np.float64)
+        is_sent = arrives[:, None] & (places[lo : lo + _CHUNK_REALS] < entries[:, None])
+        weight = shares @ is_sent
+        ratios = np.divide(
+            shares[:, None] * is_sent, weight, out=np.zeros_like(part), where=is_sent
+        )
         exact, received = shares @ part, np.zeros(part.shape[1])
-        for k in np.flatnonzero(arrives):
+        for k in np.flatnonzero(is_sent.any(axis=1)):
             sent = quantise(part[k], setup.bits, rng, span=spans[k])
-            received += survivors[k] * sent.values()
-            sums[0] += survivors[k] ** 2 * sent.variance * part.shape[1]
-        sums[1] += np.sum((survivors @ part - exact) ** 2)
-        sums[2] += np.sum((received - exact) ** 2)
-        sums[3] += np.sum(exact**2)
+            received += ratios[k] * sent.values()
+            share = float(np.sum(ratios[k] ** 2))
+            squares[k] += share
+            variances[k] += share * sent.variance
+        sums[0] += np.sum(((ratios * part).sum(axis=0) - exact) ** 2)
+        sums[1] += np.sum((received - exact) ** 2)
+        sums[2] += np.sum(exact**2)
         mean[lo : lo + _CHUNK_REALS] = received
     steps = np.array([(high - low) / (2**setup.bits - 1) for low, high in spans])
-    rounding, outage, realised, energy = (sums / num_params).tolist()
-    bits = setup.bits * num_params + SIDE_BITS
+    outage, realised, energy = (sums / num_params).tolist()
+    bits = np.where(transmits, setup.bits * entries + SIDE_BITS, 0)
     rates = setup.bandwidth_hz / num_devices * per_use
     seconds = np.divide(bits, rates, out=np.zeros_like(rates), where=rates > 0.0)
     uses = np.ceil(np.divide(bits, per_use, out=np.zeros_like(rates), where=per_use > 0.0))
     report = DigitalReport(
-        predicted_mse=float(np.sum((survivors * steps) ** 2)) / 6.0 + outage,
-        expected_mse=rounding + outage,
+        predicted_mse=float(squares @ steps**2) / 6.0 / num_params + outage,
+        expected_mse=float(variances.sum()) / num_params + outage,
         realised_mse=realised,
         mean_energy=energy,
         is_silent=~arrives & (shares > 0.0),
         rates_bps=rates,
         seconds=float(seconds.max()),
-        joules=limits * seconds,
+        joules=limits * seconds / num_devices,
         tx_power=np.where(transmits, limits, 0.0),
         channel_uses=int(uses.sum()),
-        payload_bytes=int(transmits.sum()) * -(-bits // 8),
+        payload_bytes=-(-bits // 8),
     )
     return (mean if arrives.any() else None), report
 

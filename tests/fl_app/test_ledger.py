@@ -38,6 +38,10 @@ def _booked(bookings: list[dict[str, Any]]) -> Ledger:
     return ledger
 
 
+_SILENT = {"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0}
+"""What a run without a radio has to say of one."""
+
+
 @settings(derandomize=True, deadline=None)
 @given(bookings=_BOOKINGS, data=st.data())
 def test_totals_equal_the_sums_of_the_bookings_in_any_order(
@@ -56,12 +60,14 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
         "emulator_bytes": total(what="emulator"),
         "adapter_downlink_bytes": total(link="downlink", what="adapter"),
         "control_bytes": total(what="control"),
+        **_SILENT,
         "per_round": [
             {
                 "round": number,
                 "uplink_bytes": total(round=number, link="uplink"),
                 "downlink_bytes": total(round=number, link="downlink"),
                 "emulator_bytes": total(round=number, what="emulator"),
+                **_SILENT,
             }
             for number in rounds
         ],
@@ -95,6 +101,35 @@ def test_seconds_do_not_enter_the_byte_account() -> None:
     ledger, other = Ledger(), Ledger()
     ledger.book_seconds(round=1, device=0, phase="fit", seconds=1.5)
     assert ledger.as_dict() == other.as_dict()
+
+
+def test_the_radio_is_added_up_by_round_and_in_all() -> None:
+    ledger = Ledger()
+    for number, uses, seconds in ((1, 10, 0.5), (2, 20, 0.25), (1, 5, 0.125)):
+        ledger.book_airtime(round=number, channel_uses=uses, seconds=seconds)
+    for number, device, joules in ((1, 0, 1.0), (1, 3, 2.0), (2, 0, 4.0)):
+        ledger.book_joules(round=number, device=device, joules=joules)
+    ledger.book(round=2, device=0, link="uplink", what="control", num_bytes=7)
+    account = ledger.as_dict()
+    radio = ("channel_uses", "radio_seconds", "radio_joules")
+    assert [account[key] for key in radio] == [35, 0.875, 7.0]
+    # a round in which nothing but symbols was sent has a row, too
+    assert [[row["round"], *(row[key] for key in radio)] for row in account["per_round"]] == [  # type: ignore[union-attr]
+        [1, 15, 0.625, 3.0],
+        [2, 20, 0.25, 4.0],
+    ]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+def test_wrong_airtime_is_refused_and_leaves_no_trace(seconds: float) -> None:
+    ledger = Ledger()
+    with pytest.raises(RunError, match="seconds"):
+        ledger.book_airtime(round=1, channel_uses=3, seconds=seconds)
+    with pytest.raises(RunError, match="joules"):
+        ledger.book_joules(round=1, device=0, joules=seconds)
+    with pytest.raises(RunError, match="channel_uses"):
+        ledger.book_airtime(round=1, channel_uses=-3, seconds=1.0)
+    assert ledger.as_dict() == Ledger().as_dict()
 
 
 def test_numpy_integers_are_booked_as_plain_ones() -> None:

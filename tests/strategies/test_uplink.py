@@ -4,7 +4,7 @@ import numpy as np
 
 from fl_app.schema import IdealChannel
 from strategies.build import build_uplink
-from strategies.uplink import IdealUplink
+from strategies.uplink import IdealUplink, Sent
 
 
 def test_the_ideal_uplink_changes_nothing() -> None:
@@ -13,7 +13,10 @@ def test_the_ideal_uplink_changes_nothing() -> None:
     weights = np.array([3.0, 1.0, 2.0])
     kept, kept_weights = rows.copy(), weights.copy()
     state = rng.bit_generator.state
-    received = IdealUplink().receive(rows, weights, rng)
+    sent = Sent(updates=rows, weights=weights, round=1, devices=[0, 1, 4], sizes=[3, 4])
+    received = IdealUplink().receive(sent, rng)
+    assert received.is_heard.tolist() == [True] * 3
+    assert received.airtime is None
     assert np.array_equal(received.rows, kept)
     assert received.rows.dtype == np.float32
     assert np.array_equal(received.weights, kept_weights)
@@ -23,4 +26,4 @@ def test_the_ideal_uplink_changes_nothing() -> None:
 
 
 def test_the_ideal_channel_is_the_ideal_uplink() -> None:
-    assert isinstance(build_uplink(IdealChannel()), IdealUplink)
+    assert isinstance(build_uplink(IdealChannel(), 0), IdealUplink)

@@ -81,8 +81,9 @@ def test_time_against_aggregation_in_the_air_is_the_identity() -> None:
     assert identity == pytest.approx(92.5, abs=0.01)
     with_side = identity * (1.0 + SIDE_BITS / (bits * num_params))
     assert digital.seconds / (air.channel_uses / 2e6) == pytest.approx(with_side, rel=1e-12)
-    assert digital.joules == pytest.approx(np.full(num_devices, expected))
-    assert digital.payload_bytes == num_devices * (num_params * bits + SIDE_BITS) // 8
+    # both radiate P / B joules a channel use
+    assert digital.joules == pytest.approx(np.full(num_devices, expected / num_devices))
+    assert digital.payload_bytes.tolist() == [(num_params * bits + SIDE_BITS) // 8] * num_devices
     uses = math.ceil((num_params * bits + SIDE_BITS) / math.log2(11.0))
     assert digital.channel_uses == num_devices * uses
 

@@ -1,0 +1,87 @@
+"""One run's radio environment: who is heard how well, round by round.
+
+Everything is drawn from streams named by seed, round and device, so a device's channel does not
+depend on who else takes part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_app.wireless.cell import Cell
+from fl_app.wireless.channel import (
+    ChannelState,
+    Fading,
+    draw_antenna_gains,
+    draw_state,
+    estimate_gains,
+    jitter_phase,
+)
+from fl_app.wireless.simo import Floats, beamformed_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radio:
+    """The uplink of one run.
+
+    Attributes:
+        fading: small-scale fading.
+        seed: the run's seed.
+        power: mean power limit of a device in W, > 0.
+        noise_power: sigma^2 of one channel use in W, >= 0; the tx-SNR is power / noise_power.
+        csi_error: see ``estimate_gains``.
+        jitter_rad: see ``jitter_phase``.
+        num_antennas: receive antennas; above 1 they are combined by ``beamformed_state``.
+        cell: where devices stand; None gives everybody a mean gain of 1.
+    """
+
+    fading: Fading
+    seed: int
+    power: float
+    noise_power: float
+    csi_error: float = 0.0
+    jitter_rad: float = 0.0
+    num_antennas: int = 1
+    cell: Cell | None = None
+
+    def state(self, round: int, devices: Sequence[int], weights: Floats) -> ChannelState:
+        """Draws one round's channel.
+
+        Args:
+            round: server round, >= 0.
+            devices: partition indices of those that transmit, >= 0.
+            weights: [num_devices] weights of the mean, > 0; receive beams favour large ones.
+
+        Returns:
+            The channel of these devices, in their order.
+        """
+        total, chosen = max(devices) + 1, list(devices)
+        means = np.ones(total) if self.cell is None else self.cell.mean_gains(self.seed, total)
+        if self.num_antennas == 1:
+            whole = draw_state(
+                self.fading,
+                self.seed,
+                round,
+                mean_gains=means,
+                noise_power=self.noise_power,
+                csi_error=self.csi_error,
+                jitter_rad=self.jitter_rad,
+            )
+            return ChannelState(
+                gains=whole.gains[chosen],
+                known_gains=whole.known_gains[chosen],
+                noise_power=whole.noise_power,
+                mean_gains=means[chosen],
+            )
+        small = draw_antenna_gains(self.fading, self.seed, round, total, self.num_antennas)
+        scale = np.sqrt(means)[:, None, None]
+        true = scale * jitter_phase(small, self.jitter_rad, self.seed, round)
+        known = scale * estimate_gains(small, self.csi_error, self.seed, round)
+        return beamformed_state(
+            true[chosen],
+            known[chosen],
+            weights / weights.sum(),
+            noise_power=self.noise_power,
+            mean_gains=means[chosen],
+        )

@@ -1,0 +1,197 @@
+"""Uplinks over a fading channel: sums in the air, votes in the air, and digital OFDMA.
+
+Each turns one round's updates into one weighted mean, with what it cost and how far it is off.
+Adapters are small, so a whole round is simulated at once; ``fl_app.wireless`` works in chunks.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_app.wireless.aggregate import aggregate
+from fl_app.wireless.digital import Ofdma, aggregate_digitally
+from fl_app.wireless.obda import majority_vote
+from fl_app.wireless.power import PowerControl
+from fl_app.wireless.radio import Radio
+from fl_app.wireless.report import AirReport, airtime, safe_ratio
+from fl_app.wireless.units import linear_to_db
+from strategies.uplink import Airtime, Received, Sent
+
+_SCALE_BYTES = 8
+"""A device's mean entry size of one tensor, as a float64 number."""
+
+
+class AircompUplink:
+    """The channel adds the updates (see ``fl_app.wireless.aggregate``), tensor by tensor.
+
+    Args:
+        radio: the channel.
+        control: the rule of power control.
+        bandwidth_hz: complex channel uses a second.
+        peak_power: limit on the power of a single symbol in W; ``inf`` for none.
+    """
+
+    is_radio = True
+
+    def __init__(
+        self, *, radio: Radio, control: PowerControl, bandwidth_hz: float, peak_power: float
+    ) -> None:
+        self._radio, self._control = radio, control
+        self._bandwidth_hz, self._peak_power = bandwidth_hz, peak_power
+
+    def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
+        """Returns the mean as the server hears it; no row if nobody was heard."""
+        mean, report = aggregate(
+            sent.updates,
+            sent.weights,
+            self._radio.state(sent.round, sent.devices, sent.weights),
+            self._control,
+            rng,
+            power=self._radio.power,
+            peak_power=self._peak_power,
+            blocks=sent.sizes,
+        )
+        seconds, joules = airtime(report.channel_uses, report.tx_power, self._bandwidth_hz)
+        num_devices = len(sent.updates)
+        cost = Airtime(
+            channel_uses=report.channel_uses,
+            seconds=seconds,
+            joules=joules,
+            payload_bytes=np.zeros(num_devices, np.int64),
+            control_bytes=np.full(num_devices, report.control_bytes // num_devices),
+        )
+        return _received(mean, sent, ~report.is_silent, _errors(report), cost)
+
+
+class VoteUplink:
+    """Devices send signs, the majority decides (see ``fl_app.wireless.obda``).
+
+    A vote has no size. It is given ``step``, or, tensor by tensor, the weighted mean over devices
+    of their entries' mean size, which they send digitally.
+
+    Args:
+        radio: the channel.
+        control: the rule that aligns votes.
+        bandwidth_hz: complex channel uses a second.
+        step: size of an entry, > 0; None for the updates' own.
+    """
+
+    is_radio = True
+
+    def __init__(
+        self, *, radio: Radio, control: PowerControl, bandwidth_hz: float, step: float | None
+    ) -> None:
+        self._radio, self._control = radio, control
+        self._bandwidth_hz, self._step = bandwidth_hz, step
+
+    def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
+        """Returns the scaled votes; no row if nobody was heard."""
+        votes, report = majority_vote(
+            sent.updates,
+            self._radio.state(sent.round, sent.devices, sent.weights),
+            self._control,
+            rng,
+            power=self._radio.power,
+        )
+        seconds, joules = airtime(report.channel_uses, report.tx_power, self._bandwidth_hz)
+        num_devices = len(sent.updates)
+        per_device = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
+        cost = Airtime(
+            channel_uses=report.channel_uses,
+            seconds=seconds,
+            joules=joules,
+            payload_bytes=np.zeros(num_devices, np.int64),
+            control_bytes=np.full(num_devices, per_device),
+        )
+        figures = {
+            "vote_error_rate": report.realised_error_rate,
+            "vote_error_rate_predicted": report.predicted_error_rate,
+            "vote_error_rate_deviation": report.predicted_deviation,
+        }
+        row = None if votes is None else votes * self._sizes(sent)
+        return _received(row, sent, ~report.is_silent, figures, cost)
+
+    def _sizes(self, sent: Sent) -> NDArray[np.float64]:
+        """Returns [num_params] the size of every entry's step."""
+        if self._step is not None:
+            return np.full(sent.updates.shape[1], self._step)
+        starts = np.cumsum([0, *sent.sizes[:-1]])
+        per_tensor = np.add.reduceat(np.abs(sent.updates, dtype=np.float64), starts, axis=1)
+        means = (sent.weights / sent.weights.sum()) @ per_tensor / np.array(sent.sizes)
+        return np.repeat(means, sent.sizes)
+
+
+class DigitalUplink:
+    """Every device alone on its share of the band (see ``fl_app.wireless.digital``).
+
+    Args:
+        radio: the channel.
+        setup: bits, bandwidth and rate.
+    """
+
+    is_radio = True
+
+    def __init__(self, *, radio: Radio, setup: Ofdma) -> None:
+        self._radio, self._setup = radio, setup
+
+    def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
+        """Returns the mean of what arrived; no row if everybody was in outage."""
+        mean, report = aggregate_digitally(
+            sent.updates,
+            sent.weights,
+            self._radio.state(sent.round, sent.devices, sent.weights),
+            self._setup,
+            rng,
+            power=self._radio.power,
+        )
+        cost = Airtime(
+            channel_uses=report.channel_uses,
+            seconds=report.seconds,
+            joules=report.joules,
+            payload_bytes=report.payload_bytes,
+            control_bytes=np.zeros(len(sent.updates), np.int64),
+        )
+        figures = {
+            "nmse": report.realised_nmse,
+            "nmse_predicted": report.predicted_nmse,
+            "nmse_expected": safe_ratio(report.expected_mse, report.mean_energy),
+        }
+        return _received(mean, sent, ~report.is_silent, figures, cost)
+
+
+def _errors(report: AirReport) -> dict[str, float]:
+    """Returns the errors of a sum, relative to the energy of the exact mean."""
+    energy = report.mean_energy
+    return {
+        "nmse": report.realised_nmse,
+        "nmse_predicted": report.predicted_nmse,
+        "nmse_expected": safe_ratio(report.expected_mse, energy),
+        "nmse_deviation": safe_ratio(report.expected_mse_deviation, energy),
+        "nmse_clipping": safe_ratio(report.clipping_mse, energy),
+        "aligned_snr_db": linear_to_db(report.aligned_snr),
+    }
+
+
+def _received(
+    row: NDArray[Any] | None,
+    sent: Sent,
+    is_heard: NDArray[np.bool_],
+    figures: dict[str, float],
+    cost: Airtime,
+) -> Received:
+    """Wraps one mean, or none."""
+    num_rows = 0 if row is None else 1
+    rows = np.zeros((0, sent.updates.shape[1])) if row is None else row[None]
+    costs = {
+        "channel_uses": float(cost.channel_uses),
+        "radio_seconds": cost.seconds,
+        "radio_joules": float(cost.joules.sum()),
+    }
+    return Received(
+        rows=rows.astype(np.float32),
+        weights=np.full(num_rows, sent.weights.sum()),
+        is_heard=is_heard & bool(num_rows),
+        report={**figures, **costs},
+        airtime=cost,
+    )

@@ -1,0 +1,311 @@
+"""Updates over a fading channel, as the federation sees it: one mean, its error and its price."""
+
+import itertools
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_app import wire
+from fl_app.config import load_config
+from fl_app.errors import ConfigError
+from fl_app.job import adapter_sha256
+from fl_app.schema import Config
+from fl_app.seeding import generator
+from fl_app.updates import Update, travels
+from strategies.build import build_uplink
+from strategies.uplink import Received, Sent
+from tests import fakes
+from tests.federation_fixtures import NUM_DEVICES, NUM_ROUNDS, Played, Player
+
+SKEW = "data.partition.kind=quantity"
+SIZES = [6, 1, 40, 9]
+
+
+def _sent(num_devices: int = 5, *, round: int = 3, sizes: Sequence[int] = SIZES) -> Sent:
+    rng = np.random.default_rng(0)
+    rows = (1e-3 * rng.standard_normal((num_devices, sum(sizes)))).astype(np.float32)
+    weights = rng.integers(1, 9, num_devices).astype(np.float64)
+    devices = sorted(rng.choice(50, num_devices, replace=False).tolist())
+    return Sent(updates=rows, weights=weights, round=round, devices=devices, sizes=sizes)
+
+
+def _config(*words: str) -> Config:
+    return load_config(shlex.join(words))
+
+
+def _receive(sent: Sent, *words: str, draw: int = 0) -> Received:
+    config = _config(*words)
+    uplink = build_uplink(config.channel, config.seed)
+    assert uplink.is_radio
+    return uplink.receive(sent, generator(1, "noise", draw))
+
+
+def _mean(sent: Sent) -> np.ndarray[Any, Any]:
+    return sent.weights @ sent.updates.astype(np.float64) / sent.weights.sum()
+
+
+AIR = "channel=aircomp"
+
+
+@pytest.mark.parametrize("scheme", ["zf", "optimal"])
+@pytest.mark.parametrize("words", [(), ("channel.num_antennas=4",), ("channel.fading=rician",)])
+def test_without_noise_the_mean_arrives(scheme: str, words: tuple[str, ...]) -> None:
+    """To float32's rounding of the result and of what is multiplied, a few half-steps."""
+    sent = _sent()
+    received = _receive(sent, AIR, f"channel.scheme={scheme}", "channel.tx_snr_db=inf", *words)
+    assert received.rows.shape == (1, sum(SIZES))
+    assert received.is_heard.all()
+    bound = 16 * np.finfo(np.float32).eps * np.abs(sent.updates).max()
+    assert np.abs(received.rows[0] - _mean(sent)).max() <= bound
+
+
+@pytest.mark.parametrize("tx_snr_db", [20, 10, 0])
+def test_the_error_is_the_predicted_one(tx_snr_db: int) -> None:
+    """Within five of the standard errors that the report itself states for this noise."""
+    sent = _sent()
+    report = _receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").report
+    off = abs(report["nmse"] - report["nmse_predicted"])
+    assert off <= 5 * report["nmse_deviation"]
+    # and the report tells the truth about what was received
+    rows = _receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").rows
+    truth = _mean(sent)
+    nmse = np.sum((rows[0] - truth) ** 2) / np.sum(truth**2)
+    assert report["nmse"] == pytest.approx(nmse, rel=1e-4)
+
+
+def test_a_round_costs_half_a_use_per_real_however_many_devices() -> None:
+    """Each tensor is padded to whole uses; every device sends its mean and deviation as bytes."""
+    for num_devices in (1, 5, 12):
+        airtime = _receive(_sent(num_devices), AIR).airtime
+        assert airtime is not None
+        # the tensor of one entry is a constant: its mean says it all, and it spends no symbol
+        assert airtime.channel_uses == sum(-(-size // 2) for size in SIZES if size > 1)
+        assert airtime.seconds == pytest.approx(airtime.channel_uses / 1e6)
+        assert airtime.control_bytes.tolist() == [16 * len(SIZES)] * num_devices
+        assert airtime.payload_bytes.tolist() == [0] * num_devices
+        limit = 10 ** (23 / 10) / 1000 * airtime.seconds
+        assert (airtime.joules <= limit * (1 + 1e-9)).all()
+
+
+def test_a_devices_channel_does_not_depend_on_the_others() -> None:
+    """Fading and placement go by the partition index, not by the place in the round."""
+    config = _config(AIR, "channel.placement=cell", "channel.csi_error=0.1")
+    radio: Any = build_uplink(config.channel, 0)
+    few = radio._radio.state(4, [3, 9], np.ones(2))
+    many = radio._radio.state(4, [0, 3, 5, 9, 11], np.ones(5))
+    assert np.array_equal(few.gains, many.gains[[1, 3]])
+    assert np.array_equal(few.known_gains, many.known_gains[[1, 3]])
+    assert not np.array_equal(few.gains, radio._radio.state(5, [3, 9], np.ones(2)).gains)
+    assert len(set(many.mean_gains)) == 5
+
+
+def test_a_cell_sets_the_snr_by_itself() -> None:
+    """Thermal noise over 1 MHz with a noise figure of 5 dB: -174 + 60 + 5 = -109 dBm."""
+    uplink: Any = build_uplink(_config(AIR, "channel.placement=cell").channel, 0)
+    assert uplink._radio.noise_power == pytest.approx(10 ** (-10.9) / 1000)
+    assert uplink._radio.power == pytest.approx(10**2.3 / 1000)
+    equal: Any = build_uplink(_config(AIR, "channel.tx_snr_db=7").channel, 0)
+    assert equal._radio.power / equal._radio.noise_power == pytest.approx(10**0.7)
+
+
+def test_silent_devices_are_named_and_an_empty_air_gives_no_row() -> None:
+    deaf = ("channel.scheme=truncated", "channel.num_subcarriers=1", "channel.gain_floor=1.5")
+    # no tensor of one entry here: that one is heard digitally, whatever the channel
+    heard = [_receive(_sent(round=r, sizes=[8, 5]), AIR, *deaf) for r in range(60)]
+    counts = [int(received.is_heard.sum()) for received in heard]
+    assert 0 in counts
+    assert any(0 < count < 5 for count in counts)
+    for received, count in zip(heard, counts, strict=True):
+        assert len(received.rows) == len(received.weights) == (count > 0)
+        assert np.isfinite(received.rows).all()
+
+
+@pytest.mark.parametrize("step", [None, 0.25])
+def test_votes_have_the_sign_of_the_majority_and_a_size(step: float | None) -> None:
+    """Without noise, and with nobody below the floor, the sum of signs decides."""
+    words = ["channel.scheme=obda", "channel.tx_snr_db=inf", "channel.fading=awgn"]
+    words += [] if step is None else [f"channel.vote_step={step}"]
+    sent = _sent()
+    received = _receive(sent, AIR, *words)
+    votes = np.sign(np.sign(sent.updates).sum(axis=0))
+    shares = sent.weights / sent.weights.sum()
+    ends = np.cumsum([0, *SIZES])
+    sizes = [
+        shares @ np.abs(sent.updates[:, a:b]).mean(axis=1) if step is None else step
+        for a, b in itertools.pairwise(ends)
+    ]
+    wanted = votes * np.repeat(sizes, SIZES)
+    assert received.rows[0] == pytest.approx(wanted, rel=1e-6)
+    assert received.airtime is not None
+    assert set(received.airtime.control_bytes) == {8 * len(SIZES) if step is None else 0}
+
+
+def test_digital_bytes_uses_and_rationing() -> None:
+    """At half a use per real, ten devices at 2 bits a use get a tenth of a bit per real each."""
+    sent = _sent(10)
+    still = ("channel=digital", "channel.fading=awgn", f"channel.tx_snr_db={10 * math.log10(3)}")
+    whole = _receive(sent, *still, "channel.bits=24")
+    bound = float(np.ptp(sent.updates, axis=1).max()) / (2**24 - 1)
+    assert np.abs(whole.rows[0] - _mean(sent)).max() <= bound + 1e-9
+    assert whole.airtime is not None
+    assert whole.airtime.payload_bytes.tolist() == [(24 * sum(SIZES) + 128) // 8] * 10
+    assert whole.airtime.channel_uses == 10 * (24 * sum(SIZES) + 128) // 2  # log2(1 + 3) = 2 bits
+
+    rationed = _receive(sent, *still, "channel.bits=1", "channel.max_uses_per_real=20")
+    assert rationed.airtime is not None
+    assert rationed.airtime.channel_uses <= 20 * sum(SIZES)
+    starved = _receive(sent, *still, "channel.bits=8", "channel.max_uses_per_real=0.5")
+    assert (len(starved.rows), starved.is_heard.any()) == (0, False)
+
+
+def test_rationed_entries_are_averaged_over_who_sent_them() -> None:
+    """Fine levels: an entry is the mean of those whose rate reached it, or 0."""
+    rng = np.random.default_rng(3)
+    sent = Sent(
+        updates=rng.standard_normal((3, 400)).astype(np.float32),
+        weights=np.array([1.0, 2.0, 5.0]),
+        round=2,
+        devices=[0, 1, 2],
+        sizes=[400],
+    )
+    words = ("channel=digital", "channel.bits=24", "channel.tx_snr_db=10")
+    row = _receive(sent, *words, "channel.max_uses_per_real=6").rows[0]
+    possible = [np.zeros(400)]
+    for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        weights = sent.weights[chosen]
+        possible.append(weights @ sent.updates[chosen].astype(np.float64) / weights.sum())
+    off = np.abs(np.array(possible) - row).min(axis=0)
+    bound = float(np.ptp(sent.updates, axis=1).max()) / (2**24 - 1)
+    assert off.max() <= bound + 1e-6
+    assert 0 < np.count_nonzero(row) < 400
+
+
+# --- through the federation --------------------------------------------------------------------
+
+
+def _far(left: Update, right: Update, start: Update) -> float:
+    """Largest difference of two adapters over the largest movement."""
+    moved = max(float(np.abs(left[n] - start[n]).max()) for n in left)
+    return max(float(np.abs(left[n] - right[n]).max()) for n in left) / moved
+
+
+def test_a_noise_free_federation_is_the_digital_one(player: Player) -> None:
+    """One round to 1e-6 of the movement: rounding has had no time to grow."""
+    digital = player.play(SKEW, "strategy.num_rounds=1", warm=True)
+    words = (AIR, "channel.tx_snr_db=inf", "strategy.num_rounds=1")
+    air = player.play(SKEW, *words, warm=True)
+    assert _far(digital.outcome.adapter, air.outcome.adapter, digital.start) <= 1e-6
+    again = player.play(SKEW, *words, warm=True)
+    assert adapter_sha256(air.outcome.adapter) == adapter_sha256(again.outcome.adapter)
+
+
+def _record(played: Played, number: int) -> dict[str, float]:
+    return {k: v for k, v in played.outcome.rounds[number].metrics.items() if v is not None}
+
+
+@pytest.mark.parametrize("tx_snr_db", [20, 10, 0])
+def test_every_rounds_error_is_the_predicted_one(player: Player, tx_snr_db: int) -> None:
+    played = player.play(AIR, f"channel.tx_snr_db={tx_snr_db}", warm=True)
+    for number in range(1, NUM_ROUNDS + 1):
+        record = _record(played, number)
+        assert abs(record["nmse"] - record["nmse_predicted"]) <= 5 * record["nmse_deviation"]
+
+
+def test_the_ledger_books_symbols_in_place_of_update_bytes(player: Player) -> None:
+    played = player.play(AIR, warm=True)
+    account, ledger = played.outcome.ledger.as_dict(), played.outcome.ledger
+    assert ledger.total_bytes(what="update") == 0
+    assert ledger.total_bytes(link="uplink", what="control") > 0
+    assert account["channel_uses"] == sum(
+        _record(played, number)["channel_uses"] for number in range(1, NUM_ROUNDS + 1)
+    )
+    assert 0 < account["radio_joules"]  # type: ignore[operator]
+
+
+def test_unheard_devices_are_booked_and_a_round_without_any_keeps_the_adapter(
+    player: Player,
+) -> None:
+    deaf = ("channel.scheme=truncated", "channel.num_subcarriers=1", "channel.gain_floor=1.5")
+    played = player.play(AIR, *deaf, "strategy.num_rounds=25", warm=True)
+    silent = [played.dropped(r).get("unheard", []) for r in range(1, 26)]
+    for number, lost in enumerate(silent, 1):
+        assert sorted([*played.devices(number), *lost]) == list(range(NUM_DEVICES))
+    assert any(0 < len(lost) < NUM_DEVICES for lost in silent)
+
+
+def test_a_lost_device_is_left_out_of_the_sum(player: Player) -> None:
+    words = (SKEW, AIR, "channel.tx_snr_db=inf", "strategy.num_rounds=1")
+    faults = {2: fakes.vanishes, 3: fakes.update(fakes.one_entry(math.nan))}
+    air = player.play(*words, faults=faults, warm=True)
+    digital = player.play(SKEW, "strategy.num_rounds=1", faults=faults, warm=True)
+    assert air.dropped(1) == {"silent": [2], "not-finite": [3]}
+    assert _far(digital.outcome.adapter, air.outcome.adapter, digital.start) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("peft.aggregation=exact",), "freeze-a or alternate"),
+        (("strategy.server_rule.name=krum",), "krum compares devices"),
+        (("strategy.server_rule.name=fedmedian",), "a rule that averages"),
+    ],
+)
+@pytest.mark.parametrize("channel", ["aircomp", "digital"])
+def test_what_needs_every_update_does_not_go_with_a_mean(
+    player: Player, channel: str, words: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        player.play(f"channel={channel}", *words)
+
+
+# --- alternating factors -----------------------------------------------------------------------
+
+
+def test_only_one_factor_is_tuned_and_sent_per_round(player: Player) -> None:
+    played = player.play("peft.aggregation=alternate", SKEW, "strategy.num_rounds=3", warm=True)
+    for exchange in played.grid.exchanges:
+        names = set(exchange.updates[0])
+        frozen = ".lora_A." if exchange.round % 2 else ".lora_B."
+        assert not any(frozen in name for name in names)
+        assert names == {n for n in played.start if travels(n, "alternate", exchange.round)}
+    after = played.outcome.adapter
+    moved = {name for name in after if not np.array_equal(played.start[name], after[name])}
+    assert any(".lora_A." in name for name in moved)
+    assert any(".lora_B." in name for name in moved)
+
+
+@pytest.mark.parametrize(("aggregation", "is_exact"), [("alternate", True), ("factors", False)])
+def test_alternating_rounds_average_products_exactly_and_both_factors_do_not(
+    player: Player, aggregation: str, is_exact: bool
+) -> None:
+    """sum_k w_k B_k A_k against B_mean A_mean after each of the first two rounds."""
+    words = (f"peft.aggregation={aggregation}", SKEW, AIR, "channel.tx_snr_db=inf")
+    biases, before = [], player.bench(player.tiny.overrides(*words))[1]
+    for rounds in (1, 2):
+        played = player.play(*words, "finetune.lr=0.1", f"strategy.num_rounds={rounds}", warm=True)
+        after = played.outcome.adapter
+        sent = played.of_round(rounds)
+        weights = np.array([_num_examples(e) for e in sent], np.float64)
+        bias = 0.0
+        for name in [n for n in before if ".lora_A." in n]:
+            twin = name.replace(".lora_A.", ".lora_B.")
+            products = 0.0
+            for weight, exchange in zip(weights / weights.sum(), sent, strict=True):
+                update = exchange.updates[0]
+                a = before[name].astype(np.float64) + update.get(name, 0.0)
+                b = before[twin].astype(np.float64) + update.get(twin, 0.0)
+                products = products + weight * b @ a
+            mean = after[twin].astype(np.float64) @ after[name].astype(np.float64)
+            bias = max(bias, float(np.abs(products - mean).max() / np.abs(products).max()))
+        biases.append(bias)
+        before = after
+    # a handful of float32 roundings, against the bias of averaging both factors
+    assert (max(biases) < 1e-5) == is_exact
+
+
+def _num_examples(exchange: fakes.Exchange) -> int:
+    return int(exchange.received[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES])  # type: ignore[arg-type]
