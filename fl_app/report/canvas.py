@@ -26,17 +26,20 @@ _WIDTH = 8.4  # inches; at _DPI about the width of the report's column on a dens
 _DPI = 150
 
 
-def blank(height: float, num_panels: int = 1) -> tuple[Figure, list[Axes]]:
+def blank(height: float, num_panels: int = 1, num_columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Returns a figure of the report's width with panels one above the other.
 
     Args:
         height: inches.
-        num_panels: number of axes, which share their horizontal axis.
+        num_panels: number of axes in a column, which share their horizontal axis.
+        num_columns: number of columns; panels come row by row. The axes of a row share their
+            vertical axis.
     """
     figure = Figure(figsize=(_WIDTH, height), facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(num_panels, 1, sharex=True, squeeze=False)[:, 0])
+    grid = figure.subplots(num_panels, num_columns, sharex=True, sharey="row", squeeze=False)
+    panels = list(grid.ravel())
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)

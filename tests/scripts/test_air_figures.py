@@ -1,0 +1,363 @@
+"""The figures of the air interface: JSON against closed forms in plain Python, pictures exist."""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_app.report import canvas
+from fl_app.wireless.cell import Cell
+from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.digital import SIDE_BITS, Ofdma, aggregate_digitally
+from scripts import air_latency, air_nmse, nmse_curves
+from scripts.nmse_curves import NUM_ANTENNAS, Point, draw_channels, draw_updates
+from tests.oracles.air_digital import air_seconds, ofdma_seconds
+from tests.oracles.air_power import least_sum_mse
+
+_DRAWS, _PARAMS, _SEED, _DEVICES = 2, 80, 3, (3, 8)
+
+
+def png_size(file: Path) -> tuple[int, int]:
+    """Returns width and height in pixels from the header."""
+    content = file.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return int(width), int(height)
+
+
+def read_strictly(file: Path) -> Any:
+    """Returns the JSON, which must not hold what only Python understands."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def nmse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A tiny run: figures and folder."""
+    folder = tmp_path_factory.mktemp("nmse")
+    words = ["--draws", str(_DRAWS), "--params", str(_PARAMS), "--seed", str(_SEED)]
+    words += ["--devices", *map(str, _DEVICES)]
+    assert air_nmse.main([*words, "--out", str(folder)]) == 0
+    return read_strictly(folder / "air_nmse.json"), folder
+
+
+@pytest.fixture(scope="module")
+def latency(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A tiny run: figures and folder."""
+    folder = tmp_path_factory.mktemp("latency")
+    words = ["--params", "1001", "--placements", "2", "--bits", "12", "--seed", "5"]
+    assert air_latency.main([*words, "--snr-db", "7", "--out", str(folder)]) == 0
+    return read_strictly(folder / "air_latency.json"), folder
+
+
+def test_pictures_are_as_wide_as_the_reports(
+    nmse: tuple[Any, Path], latency: tuple[Any, Path]
+) -> None:
+    for file in (nmse[1] / "air_nmse.png", latency[1] / "air_latency.png"):
+        width, height = png_size(file)
+        assert width == 1260
+        assert 900 <= height <= 1300
+
+
+def test_nmse_has_every_curve_and_point(nmse: tuple[Any, Path]) -> None:
+    figures = nmse[0]
+    keys = [(c["scheme"], c["num_devices"], c["csi_error"]) for c in figures["curves"]]
+    names = ("zf", "truncated", "optimal", "cotaf", "phase_only", "beam")
+    assert sorted(keys) == sorted((n, k, e) for n in names for k in _DEVICES for e in (0.0, 0.1))
+    assert (figures["seed"], figures["num_draws"], figures["num_params"]) == (3, 2, 80)
+    assert "obda" in figures["left_out"]
+    assert figures["verdict"] == "ok"
+    for curve in figures["curves"]:
+        snrs = [point["tx_snr_db"] for point in curve["points"]]
+        assert snrs == [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, "inf"]
+        assert curve["verdict"] == "ok"
+        largest = max(point["errors_off"] for point in curve["points"])
+        assert curve["largest_errors_off"] == largest <= 5.0
+        # Two draws tell no spread.
+        assert curve["largest_predicted_errors_off"] is None
+        assert {point["predicted_errors_off"] for point in curve["points"]} == {None}
+
+
+def zero_forcing(
+    targets: Sequence[float], known: Sequence[complex], noise_power: float
+) -> tuple[list[complex], list[bool], float]:
+    """Returns what the server would hear if gains were known: b_k / sqrt(eta), who, eta."""
+    eta = min(abs(h) ** 2 / a**2 for a, h in zip(targets, known, strict=True))
+    return [a / h for a, h in zip(targets, known, strict=True)], [True] * len(known), eta
+
+
+def truncated(
+    targets: Sequence[float], known: Sequence[complex], noise_power: float
+) -> tuple[list[complex], list[bool], float]:
+    """The same; E1(0.1) = 1.8229239584193906 (Abramowitz and Stegun, table 5.1)."""
+    eta = min(1.0 / a**2 for a in targets) / 1.8229239584193906
+    heard = [abs(h) ** 2 >= 0.1 for h in known]
+    sent = [a / h if on else 0j for a, h, on in zip(targets, known, heard, strict=True)]
+    return sent, heard, eta
+
+
+def cotaf(
+    targets: Sequence[float], known: Sequence[complex], noise_power: float
+) -> tuple[list[complex], list[bool], float]:
+    """The same, eta from the gain floor."""
+    sent, heard, _ = truncated(targets, known, noise_power)
+    return sent, heard, 0.1 / max(targets) ** 2
+
+
+def phase_only(
+    targets: Sequence[float], known: Sequence[complex], noise_power: float
+) -> tuple[list[complex], list[bool], float]:
+    """The same; everybody at power 1."""
+    energy = noise_power + math.fsum(abs(h) ** 2 for h in known)
+    root = energy / math.fsum(a * abs(h) for a, h in zip(targets, known, strict=True))
+    return [h.conjugate() / abs(h) / root for h in known], [True] * len(known), root**2
+
+
+@pytest.mark.parametrize("csi_error", [0.0, 0.1])
+@pytest.mark.parametrize("num_devices", _DEVICES)
+@pytest.mark.parametrize(
+    ("scheme", "rule"),
+    [
+        ("zf", zero_forcing),
+        ("beam", zero_forcing),
+        ("truncated", truncated),
+        ("cotaf", cotaf),
+        ("phase_only", phase_only),
+    ],
+)
+def test_predicted_nmse_is_the_closed_form(
+    nmse: tuple[Any, Path],
+    scheme: str,
+    rule: Callable[..., tuple[list[complex], list[bool], float]],
+    num_devices: int,
+    csi_error: float,
+) -> None:
+    """Sum over devices |h b / sqrt(eta) / W - a|^2 plus noise, subcarrier by subcarrier."""
+    curve = next(
+        c
+        for c in nmse[0]["curves"]
+        if (c["scheme"], c["num_devices"], c["csi_error"]) == (scheme, num_devices, csi_error)
+    )
+    rounds = []
+    for draw in range(_DRAWS):
+        updates, weights = draw_updates(_SEED, draw, num_devices, _PARAMS)
+        channels = draw_channels(_SEED, draw, csi_error, weights * updates.std(axis=1))
+        rounds.append((updates, weights, channels[NUM_ANTENNAS if scheme == "beam" else 1]))
+    for point in curve["points"]:
+        noise_power = 10.0 ** (-float(point["tx_snr_db"]) / 10.0)
+        errors, energies = [], []
+        for updates, weights, state in rounds:
+            shares = (weights / weights.sum()).tolist()
+            spreads = np.sqrt(np.mean(updates**2, axis=1)) if scheme == "cotaf" else updates.std(1)
+            means = [0.0] * num_devices if scheme == "cotaf" else updates.mean(axis=1).tolist()
+            targets = [w * s for w, s in zip(shares, spreads.tolist(), strict=True)]
+            for m in range(state.gains.shape[1]):  # 80 reals: 10 uses on each of 4 subcarriers
+                gains, known = state.gains[:, m].tolist(), state.known_gains[:, m].tolist()
+                sent, heard, eta = rule(targets, known, noise_power)
+                weight = math.fsum(w for w, on in zip(shares, heard, strict=True) if on)
+                error = noise_power / eta / weight**2
+                for a, h, c in zip(targets, gains, sent, strict=True):
+                    error += abs(h * c / weight - a) ** 2
+                counted = [
+                    w * m if on else 0.0 for w, m, on in zip(shares, means, heard, strict=True)
+                ]
+                wanted = [w * m for w, m in zip(shares, means, strict=True)]
+                error += (math.fsum(counted) / weight - math.fsum(wanted)) ** 2
+                errors.append(error)
+            energies.append(float(np.mean((np.array(shares) @ updates) ** 2)))
+        closed = math.fsum(errors) / len(errors) / (math.fsum(energies) / _DRAWS)
+        assert point["predicted_nmse"] == pytest.approx(closed, rel=1e-9, abs=1e-25)
+
+
+def test_optimal_is_the_least_of_a_grid(nmse: tuple[Any, Path]) -> None:
+    """The grid's step of 4000 is well below 1 %; around a minimum it costs its square."""
+    curve = next(
+        c
+        for c in nmse[0]["curves"]
+        if (c["scheme"], c["num_devices"], c["csi_error"]) == ("optimal", 8, 0.0)
+    )
+    point = curve["points"][2]
+    errors, energies = [], []
+    for draw in range(_DRAWS):
+        updates, weights = draw_updates(_SEED, draw, 8, _PARAMS)
+        shares = weights / weights.sum()
+        amplitudes = (shares * updates.std(axis=1)).tolist()
+        state = draw_channels(_SEED, draw, 0.0, weights * updates.std(axis=1))[1]
+        for m in range(state.gains.shape[1]):
+            errors.append(least_sum_mse(np.abs(state.gains[:, m]).tolist(), amplitudes, 0.1))
+        energies.append(float(np.mean((shares @ updates) ** 2)))
+    closed = np.mean(errors) / np.mean(energies)
+    assert point["predicted_nmse"] == pytest.approx(closed, rel=1e-4)
+
+
+def report(realised: float, predicted: float, deviation: float) -> Any:
+    """A round with mean energy 2 and expectation 1."""
+    return SimpleNamespace(
+        mean_energy=2.0,
+        realised_mse=realised,
+        realised_nmse=realised / 2.0,
+        expected_mse=1.0,
+        predicted_mse=predicted,
+        expected_mse_deviation=deviation,
+        silent_share=np.array([0.0, 0.5]),
+    )
+
+
+def test_a_point_knows_how_far_it_is_off() -> None:
+    """Two rounds, by hand: gaps 1 and 0 have the standard error 1 / 2 before division by 2."""
+    point = nmse_curves.summarise(10.0, [report(2.0, 1.0, 0.3), report(3.0, 3.0, 0.4)])
+    assert point.realised_nmse == pytest.approx(2.5 / 2.0)
+    assert point.expected_nmse == pytest.approx(0.5)
+    assert point.standard_error == pytest.approx(0.5 / 2 / 2.0)
+    assert point.errors_off == pytest.approx((2.5 - 1.0) / 0.25)
+    assert point.predicted_standard_error == pytest.approx(0.5 / 2.0)
+    assert point.predicted_errors_off == pytest.approx((2.5 - 2.0) / 0.5)
+    assert point.silent_share == 0.25
+
+
+def test_exact_points_are_right_and_only_exact_ones() -> None:
+    exact = Point(math.inf, 1e-31, 0.0, 0.0, 0.0, 0.0, 1e-31, 0.0)
+    assert (exact.errors_off, exact.predicted_errors_off) == (0.0, 0.0)
+    wrong = Point(math.inf, 1e-3, 0.0, 0.0, 0.0, 0.0, 1e-3, 0.0)
+    assert wrong.errors_off == math.inf
+
+
+@pytest.mark.parametrize(("factor", "num_draws", "code"), [(1.2, 2, 1), (1.0, 2, 0), (1.0, 30, 1)])
+def test_a_point_beyond_five_standard_errors_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, num_draws: int, code: int
+) -> None:
+    """Realised beside expected by 20 at a standard error of 3 %; closed form wrong by half.
+
+    The latter only counts with draws enough to tell its standard error.
+    """
+
+    def measure(num_devices: int, csi_error: float, **_: Any) -> list[nmse_curves.Curve]:
+        points = [
+            Point(snr, factor, 1.0, 0.03, 1.5, 0.03, 1.0, 0.0) for snr in nmse_curves.TX_SNRS_DB
+        ]
+        return [nmse_curves.Curve("zf", num_devices, csi_error, num_draws, points)]
+
+    monkeypatch.setattr(air_nmse, "measure", measure)
+    monkeypatch.setattr(air_nmse, "draw_plot", lambda curves: b"")
+    assert air_nmse.main(["--devices", "10", "--out", str(tmp_path)]) == code
+    assert read_strictly(tmp_path / "air_nmse.json")["verdict"] == ("failed" if code else "ok")
+
+
+def test_infinite_distances_are_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(num_devices: int, csi_error: float, **_: Any) -> list[nmse_curves.Curve]:
+        points = [Point(math.inf, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)]
+        return [nmse_curves.Curve("zf", num_devices, csi_error, 1, points)]
+
+    monkeypatch.setattr(air_nmse, "measure", measure)
+    monkeypatch.setattr(air_nmse, "draw_plot", lambda curves: b"")
+    assert air_nmse.main(["--out", str(tmp_path)]) == 1
+    curve = read_strictly(tmp_path / "air_nmse.json")["curves"][0]
+    assert curve["largest_errors_off"] == curve["points"][0]["errors_off"] == "inf"
+
+
+def test_fixed_snr_seconds_and_joules(latency: tuple[Any, Path]) -> None:
+    """1001 reals of 12 bits at 7 dB; every channel use costs P / B."""
+    snr, power_w = 10.0**0.7, 10.0 ** ((23.0 - 30.0) / 10.0)
+    rows = latency[0]["settings"]["fixed SNR"]
+    assert [row["num_devices"] for row in rows] == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    for row in rows:
+        count = row["num_devices"]
+        air = 501 / 1e6
+        seconds = ofdma_seconds(count, 1001, 12, SIDE_BITS, 1e6, snr)
+        identity = air * 2 * count * 12 / math.log2(1.0 + snr)
+        assert row["seconds"]["aircomp"]["mean"] == pytest.approx(air)
+        assert air == pytest.approx(air_seconds(1001, 1e6), rel=1e-3)  # half a use more
+        assert row["seconds"]["ofdma"]["mean"] == pytest.approx(seconds)
+        assert row["identity_s"]["mean"] == pytest.approx(identity)
+        # 128 bits of side information beside 12012, and half a use.
+        assert seconds == pytest.approx(identity * (12012 + 128) / 12012 * 1001 / 1002)
+        uses = math.ceil((12012 + 128) / math.log2(1.0 + snr))
+        assert row["joules"]["ofdma"]["mean"] == pytest.approx(count * power_w * uses / 1e6)
+        assert row["joules"]["aircomp"]["mean"] == pytest.approx(count * power_w * air)
+        assert row["aircomp_nmse"]["mean"] == pytest.approx(1.0 / (count * snr))
+
+
+def test_cell_seconds_and_joules(latency: tuple[Any, Path]) -> None:
+    """Placement by placement, device by device; inverting costs the others less power."""
+    power_w = 10.0 ** ((23.0 - 30.0) / 10.0)
+    cell = Cell(bandwidth_hz=1e6)
+    noise_w = 10.0 ** ((-174.0 + 60.0 + 5.0 - 30.0) / 10.0)
+    for row in latency[0]["settings"]["cell"]:
+        count, bits = row["num_devices"], 12012 + 128
+        found: dict[str, list[float]] = {name: [] for name in ("s", "own_s", "j", "own_j", "air_j")}
+        for seed in (5, 6):
+            snrs = (power_w * cell.mean_gains(seed, count) / noise_w).tolist()
+            share = 1e6 / count
+            times = [bits / (share * math.log2(1.0 + snr)) for snr in snrs]
+            own = [bits / (share * math.log2(1.0 + count * snr)) for snr in snrs]
+            found["s"].append(max(times))
+            found["own_s"].append(max(own))
+            uses = [math.ceil(bits / math.log2(1.0 + snr)) for snr in snrs]
+            found["j"].append(math.fsum(power_w * use / 1e6 for use in uses))
+            found["own_j"].append(math.fsum(power_w * time for time in own))
+            spent = [power_w * min(snrs) / snr for snr in snrs]
+            found["air_j"].append(math.fsum(spent) * 501 / 1e6)
+        for name, kind, way in (
+            ("s", "seconds", "ofdma"),
+            ("own_s", "seconds", "ofdma_all_power"),
+            ("j", "joules", "ofdma"),
+            ("own_j", "joules", "ofdma_all_power"),
+            ("air_j", "joules", "aircomp"),
+        ):
+            spread = row[kind][way]
+            assert spread["mean"] == pytest.approx(math.fsum(found[name]) / 2)
+            assert spread["smallest"] == pytest.approx(min(found[name]))
+            assert spread["largest"] == pytest.approx(max(found[name]))
+
+
+def test_the_digital_baseline_takes_as_long() -> None:
+    """The very seconds that a simulated round reports."""
+    gains = np.array([1.0, 0.25, 3.0])
+    load = air_latency.Payload(num_params=40, bits=8, bandwidth_hz=2e5)
+    cost = air_latency.round_cost(gains, 0.05, 0.2, load)
+    updates = np.random.default_rng(0).standard_normal((3, 40))
+    roots = np.sqrt(gains).astype(np.complex128)[:, None]
+    _, sent = aggregate_digitally(
+        updates,
+        np.ones(3),
+        ChannelState(roots, roots, 0.05, gains),
+        Ofdma(bits=8, bandwidth_hz=2e5),
+        np.random.default_rng(1),
+        power=0.2,
+    )
+    assert cost["seconds"]["ofdma"] == pytest.approx(sent.seconds)
+    assert cost["joules"]["ofdma"] == pytest.approx(0.2 * sent.channel_uses / 2e5)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (air_nmse.main, ["--draws", "0"]),
+        (air_nmse.main, ["--devices", "0", "3"]),
+        (air_nmse.main, ["--params", "1"]),
+        (air_latency.main, ["--params", "0"]),
+        (air_latency.main, ["--bits", "25"]),
+        (air_latency.main, ["--bandwidth-hz", "inf"]),
+    ],
+)
+def test_useless_options_are_refused(
+    main: Callable[[list[str]], int], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert words[0] in capsys.readouterr().err
+
+
+def test_columns_come_row_by_row_and_share_the_height() -> None:
+    _, panels = canvas.blank(4.0, 2, 2)
+    panels[0].set_ylim(0.0, 3.0)
+    assert [axes.get_ylim() for axes in panels[:3]] == [(0.0, 3.0), (0.0, 3.0), (0.0, 1.0)]
