@@ -1,9 +1,11 @@
 """Error of every power control against tx-SNR: ``python -m scripts.air_nmse --out outputs/nmse``.
 
 K devices send independent Gaussian updates of different sizes and weights through Rayleigh fading.
-All curves of a panel meet the same channels and updates, so they can be compared although the mean
-error of channel inversion diverges over Rayleigh fading (a new seed moves its curve, and the other
-curves much less). Per point the script keeps, over all draws of channel and updates,
+All curves of a panel meet the same channels and updates. The mean error of zero forcing diverges
+over Rayleigh fading: its points hang on the deepest fade drawn and move with the seed, and may even
+lie above those with imperfect CSI. So its median round is drawn as well (dotted).
+
+Per point the script keeps, over all draws of channel and updates,
 
 * realised NMSE: mean squared error over mean energy of the exact weighted mean (points);
 * expected NMSE: its mean over the receiver's noise for these channels and updates, whose standard
@@ -87,7 +89,8 @@ def draw_plot(curves: Sequence[Curve]) -> bytes:
     figure.suptitle(
         f"points: realised, mean of {curves[0].num_draws} channel draws, bars of 5 standard "
         "errors; lines: closed form\n"
-        "∞: what remains without noise; what is exact then is not shown",
+        "dotted: median round of zero forcing, whose mean hangs on the deepest fade drawn; "
+        "∞: without noise, if not exact",
         x=0.01,
         ha="left",
         fontsize=9,
@@ -122,6 +125,15 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         color=scheme.colour,
         linewidth=1.5,
     )
+    if scheme.mean_diverges:
+        medians = [linear_to_db(point.median_nmse) for point in line]
+        axes.plot(
+            [point.tx_snr_db for point in line],
+            medians,
+            color=scheme.colour,
+            linewidth=1.2,
+            linestyle=":",
+        )
     axes.errorbar(
         places,
         heights,

@@ -56,6 +56,7 @@ class Scheme:
         colour: of line and points.
         marker: of the points.
         num_antennas: antennas of the server; more than one are combined by a receive beam.
+        mean_diverges: the error has no mean over Rayleigh fading, only a median.
     """
 
     label: str
@@ -63,10 +64,11 @@ class Scheme:
     colour: str
     marker: str
     num_antennas: int = 1
+    mean_diverges: bool = False
 
 
 SCHEMES: Mapping[str, Scheme] = {
-    "zf": Scheme("zero forcing", ZeroForcing(), "#0068a8", "o"),
+    "zf": Scheme("zero forcing", ZeroForcing(), "#0068a8", "o", mean_diverges=True),
     "truncated": Scheme("truncated inversion", TruncatedInversion(), "#c25100", "s"),
     "optimal": Scheme("optimal threshold", OptimalThreshold(), "#00795a", "^"),
     "cotaf": Scheme("COTAF scaling", CotafScaling(), "#9c4a80", "D"),
