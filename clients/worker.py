@@ -20,7 +20,7 @@ from fl_app.fomo.package import unpack
 from fl_app.material import Material, load_material, needed_columns
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import aggregation_of, columns_of, lora_spec
+from fl_app.settings import aggregation_of, columns_of, connect, lora_spec
 from fl_app.tasks import Encoded, Task, build_task
 from fl_app.updates import subtract, travels
 
@@ -39,6 +39,7 @@ class EmulatorSession:
             spec=spec,
             seed=config.seed,
         )
+        self.link = connect(config, self.adapter, package.split.blocks)
         self.task: Task = build_task(
             package.task,
             files=package.files,
@@ -90,6 +91,8 @@ class EmulatorWorker:
             for name, parameter in session.adapter.parameters.items()
             if travels(name, self._aggregation, order.round)
         }
+        if session.link is not None:
+            session.link.redraw(order.round, device=order.device)
         loss, steps = tune(
             session.adapter.model,
             tuned,

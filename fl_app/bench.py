@@ -18,6 +18,7 @@ from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, head_modules, load_backbone, require_length
 from fl_app.fomo.compress import Compression
+from fl_app.fomo.connection_insert import Insertion
 from fl_app.fomo.distil import Distillation, distil
 from fl_app.fomo.emulator import Split, build_emulator
 from fl_app.fomo.minilm import minilm_path
@@ -35,7 +36,7 @@ from fl_app.schema import (
     SimulationFederation,
 )
 from fl_app.seeding import generator
-from fl_app.settings import columns_of, lora_spec, split_of
+from fl_app.settings import columns_of, connect, lora_spec, split_of
 from fl_app.tasks import Encoded, Task, build_task
 from fl_app.updates import Update
 from strategies.build import build_rule, require_fit
@@ -60,6 +61,8 @@ class Bench:
         test: prepared test rows.
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
+        full_link: the neural connection inside the full model; None without one.
+        emulated_link: the same inside the emulator.
     """
 
     config: Config
@@ -72,6 +75,8 @@ class Bench:
     test: Encoded
     round_test: Encoded
     facts: dict[str, Any]
+    full_link: Insertion | None = None
+    emulated_link: Insertion | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -157,6 +162,8 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         test=task.encode(material.test),
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
+        full_link=connect(config, full, blocks),
+        emulated_link=connect(config, emulated, split.blocks),
     )
 
 
@@ -169,14 +176,18 @@ def _require_dealing(config: Config, material: Material) -> None:
 
 
 def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter plugged into the full model."""
+    """Measures an adapter plugged into the full model, through its connection if it has one."""
     bench.full.write(adapter)
+    if bench.full_link is not None:
+        bench.full_link.measure()
     return evaluate(bench.full.model, bench.task, rows)
 
 
 def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
     """Measures an adapter on the emulator, as a device would see it."""
     bench.emulated.write(adapter)
+    if bench.emulated_link is not None:
+        bench.emulated_link.measure()
     return evaluate(bench.emulated.model, bench.task, rows)
 
 

@@ -1,13 +1,25 @@
 """Configuration to the flat settings that server and device must agree on."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from fl_app.errors import ConfigError
-from fl_app.fomo.adapter import LoraSpec
+from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.blocks import num_blocks
+from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
+from fl_app.fomo.connection_link import LinkSpec
 from fl_app.fomo.emulator import Split
-from fl_app.schema import DataConfig, EmulatorConfig, HeadConfig, LoraConfig, PeftConfig
+from fl_app.schema import (
+    Config,
+    ConnectionConfig,
+    DataConfig,
+    EmulatorConfig,
+    HeadConfig,
+    LoraConfig,
+    PeftConfig,
+)
 from fl_app.tasks import Columns
+from fl_app.wireless.channel import Fading, Kind
 
 
 def lora_spec(peft: PeftConfig) -> LoraSpec | None:
@@ -53,3 +65,48 @@ def columns_of(data: DataConfig) -> Columns:
         completion=data.completion_column,
         image=data.image_column,
     )
+
+
+def link_spec(connection: ConnectionConfig) -> LinkSpec:
+    """Returns the link of a neural connection."""
+    gradient = connection.gradient_tx_snr_db
+    return LinkSpec(
+        tx_snr_db=connection.tx_snr_db,
+        gradient_tx_snr_db=connection.tx_snr_db if gradient is None else gradient,
+        num_tx=connection.num_tx,
+        num_rx=connection.num_rx,
+        fading=Fading(
+            kind=cast(Kind, connection.fading),
+            rician_k=connection.rician_k,
+            correlation=connection.correlation,
+        ),
+        csi_error=connection.csi_error,
+        rotation=connection.rotation,
+        power_per_use=connection.power_per_use,
+        peak_db=connection.peak_db,
+    )
+
+
+def connect(config: Config, adapter: Adapter, blocks: Sequence[int]) -> Insertion | None:
+    """Puts the configured neural connection into an adapter's model; None where none is wanted.
+
+    Args:
+        config: the run's configuration.
+        adapter: the adapter of the full model or of an emulator.
+        blocks: indices, in the full model, of its model's blocks in order.
+
+    Raises:
+        ConfigError: a learned link, which a federation cannot average.
+        ModelError: the block is not in the model, or holds no LoRA for ``carries=lora_a``.
+    """
+    wanted = config.connection
+    if wanted.block is None:
+        return None
+    if wanted.learned:
+        raise ConfigError(
+            "connection.learned=True tunes precoder and combiner to one device's channel, and a "
+            "mean over devices fits none; in a federation use connection.learned=false"
+        )
+    place: dict[str, Any] = {"block": wanted.block, "blocks": blocks, "seed": config.seed}
+    insert = insert_connection if wanted.carries == "features" else insert_down_projections
+    return insert(adapter.bare_model, spec=link_spec(wanted), **place)

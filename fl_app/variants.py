@@ -28,7 +28,11 @@ def as_reference(config: Config, name: str) -> Config:
         case "":
             return config
         case "frozen":
-            return dataclasses.replace(_full_model(config), peft=HeadConfig())
+            whole = _full_model(config)
+            connection = whole.connection
+            if connection.carries == "lora_a":  # a head alone has no A to compute
+                connection = dataclasses.replace(connection, block=None)
+            return dataclasses.replace(whole, peft=HeadConfig(), connection=connection)
         case "federated_full":
             return _full_model(config)
         case "centralised":

@@ -136,6 +136,11 @@ class Adapter:
         return _PEFT_LEAD + renumber(plain, self._stacks, self._to_full)
 
     @property
+    def bare_model(self) -> Any:
+        """The ``transformers`` model inside the wrapping, with its layers as PEFT changed them."""
+        return self.model.base_model.model
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The tunable parameters by canonical name, sorted."""
         return dict(self._tuned)

@@ -13,7 +13,8 @@ from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, stack_paths
-from fl_app.fomo.connection import AirModule, Connection, ConnectionBook
+from fl_app.fomo.connection import Connection
+from fl_app.fomo.connection_air import AirModule, ConnectionBook
 from fl_app.fomo.connection_learned import LearnedLink
 from fl_app.fomo.connection_link import LinkSpec
 
@@ -172,8 +173,8 @@ def padding_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """Returns [batch, tokens], true for real tokens, from what a block is given; None if all are.
 
     Args:
-        attention_mask: [batch, tokens] with 0 for padding; or [batch, heads, queries, keys], boolean
-            or added to the scores. A key that no query may look at is padding.
+        attention_mask: [batch, tokens] with 0 for padding; or [batch, heads, queries, keys],
+            boolean or added to the scores: a key that no query may look at is padding.
     """
     if attention_mask is None:
         return None

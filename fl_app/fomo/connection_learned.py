@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fl_app.errors import ModelError
-from fl_app.fomo.connection import AirModule
+from fl_app.fomo.connection_air import AirModule
 from fl_app.fomo.connection_link import LinkSpec, rotation_matrix
 from fl_app.seeding import torch_seed
 
@@ -94,7 +94,8 @@ class LearnedLink(AirModule):
         out = self.norm(self._over_the_air(kept) @ self.combiner.T)
         if rows is not None:
             out = out.new_zeros(len(flat), out.shape[1]).index_copy(0, rows, out)
-        return out.view(*vectors.shape[:-1], out.shape[-1])
+        shaped: torch.Tensor = out.view(*vectors.shape[:-1], out.shape[-1])
+        return shaped
 
     def _over_the_air(self, vectors: torch.Tensor) -> torch.Tensor:
         """Returns [num_vectors, 2 U num_rx] what the server's antennas receive."""
@@ -117,11 +118,11 @@ class LearnedLink(AirModule):
         variance = 0.5 * (spec.gradient_noise_power if back else spec.noise_power)
         if variance == 0.0:
             return heard
-        if back:  # gradients have any scale; the server sends them with power 1
-            variance = variance * sent.square().sum(-1).mean()
+        # Gradients have any scale; the server sends them with power 1.
+        power = sent.square().sum(-1).mean() if back else sent.new_ones(())
         stream = self._backward_noise if back else self._forward_noise
         drawn = torch.randn(heard.shape, generator=stream).to(heard)
-        return heard + drawn * variance**0.5
+        return heard + drawn * (power * variance).sqrt()
 
     def book_gradients(self, num_vectors: int) -> None:
         """Books gradients sent back: channel uses, and their scale as one real of 8 bytes."""

@@ -160,7 +160,9 @@ def link_for(weight: Floats | None, width: int, true: Complex, known: Complex) -
     into_rx, from_tx = into_rx[:, :rank], from_tx[:rank]
     if weight is None:
         num_uses, rest = divmod(width, rank)
-        enter, leave, gain = np.zeros(0), np.zeros(0), 0.0
+        enter: NDArray[Any] = np.zeros(0)
+        leave: NDArray[Any] = np.zeros(0)
+        gain = 0.0
         for size, count in ((rank, num_uses), (rest, 1)):
             if size and count:
                 part = design_connection(np.eye(size), known, power=1.0)
@@ -204,7 +206,7 @@ def rotation_matrix(width: int, seed: int) -> torch.Tensor:
     """
     signs = generator(seed, "rotation").choice([-1.0, 1.0], width)
     odd = width
-    matrix = np.ones((1, 1))
+    matrix: Floats = np.ones((1, 1))
     while odd % 2 == 0:
         odd //= 2
         matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / math.sqrt(2.0)

@@ -12,6 +12,7 @@ from fl_app.schema.channel import (
     IdealChannel,
     RadioChannel,
 )
+from fl_app.schema.connection import ConnectionConfig
 from fl_app.schema.data import (
     DataConfig,
     DocstringsData,
@@ -52,6 +53,7 @@ __all__ = [
     "CellConfig",
     "ChannelConfig",
     "Config",
+    "ConnectionConfig",
     "DataConfig",
     "DigitalChannel",
     "DistilConfig",

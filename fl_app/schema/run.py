@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from fl_app.schema.channel import ChannelConfig
 from fl_app.schema.checks import MISSING, require
+from fl_app.schema.connection import ConnectionConfig
 from fl_app.schema.data import DataConfig
 from fl_app.schema.device import (
     FederationConfig,
@@ -27,6 +28,7 @@ class Config:
     prompt: PromptConfig = MISSING
     federation: FederationConfig = MISSING
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    connection: ConnectionConfig = field(default_factory=ConnectionConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     seed: int = 0
     assets: str = ""

@@ -1,0 +1,99 @@
+"""What designed and learned connections share: channel draws, noise streams and the book."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fl_app.errors import ModelError
+from fl_app.fomo.connection_link import LinkSpec
+from fl_app.seeding import torch_seed
+
+
+@dataclass
+class ConnectionBook:
+    """What crossed a connection since the book was opened.
+
+    Attributes:
+        forward_uses: channel uses (complex symbols in time) from device to server.
+        backward_uses: channel uses from server to device.
+        forward_bytes: digital side information from device to server.
+        backward_bytes: digital side information from server to device.
+    """
+
+    forward_uses: int = 0
+    backward_uses: int = 0
+    forward_bytes: int = 0
+    backward_bytes: int = 0
+
+    def __add__(self, other: "ConnectionBook") -> "ConnectionBook":
+        """Adds two books."""
+        return ConnectionBook(
+            self.forward_uses + other.forward_uses,
+            self.backward_uses + other.backward_uses,
+            self.forward_bytes + other.forward_bytes,
+            self.backward_bytes + other.backward_bytes,
+        )
+
+
+class AirModule(nn.Module):
+    """What designed and learned connections share: channel draws, noise streams, the book.
+
+    Args:
+        spec: the link.
+        seed: the run's seed.
+        name: tells connections of one model apart; they share channels, never noise.
+    """
+
+    def __init__(self, *, spec: LinkSpec, seed: int, name: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.book = ConnectionBook()
+        self._seed, self._name = seed, name
+        self._pass: int | None = None
+        self._drawn = False
+
+    def redraw(self, round: int, *, device: int = 0) -> None:
+        """Draws the channel of one round and device, and starts the noise of that round anew.
+
+        Args:
+            round: server round, >= 0.
+            device: partition index, >= 0.
+        """
+        self._pass = None
+        self._start("local", round, device)
+
+    def measure(self) -> None:
+        """From here on every pass meets a channel of its own, from a stream kept for measuring.
+
+        Measuring twice gives the same figures, whatever happened in between.
+        """
+        self._pass = 0
+
+    def _start(self, purpose: str, number: int, device: int) -> None:
+        self._meet(*self.spec.draw(self._seed, purpose, number, device))
+        path = ("connection-noise", self._name, purpose, number, device)
+        self._forward_noise, self._backward_noise = (
+            torch.Generator().manual_seed(torch_seed(self._seed, *path, way))
+            for way in ("forward", "backward")
+        )
+        self._drawn = True
+
+    def _begin_pass(self) -> None:
+        """Draws the next channel while measuring.
+
+        Raises:
+            ModelError: no channel has been drawn yet.
+        """
+        if self._pass is not None:
+            self._start("measure", self._pass, 0)
+            self._pass += 1
+        elif not self._drawn:
+            raise ModelError(
+                "a connection needs a channel: call redraw(round) before tuning, or measure()"
+            )
+
+    def _meet(self, true: Any, known: Any) -> None:
+        """Takes a channel [num_rx, num_tx] and what is known of it."""
+        raise NotImplementedError

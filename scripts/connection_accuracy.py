@@ -1,0 +1,337 @@
+"""Accuracy against tx-SNR for a neural connection: ``python -m scripts.connection_accuracy``.
+
+Tunes MiniLM-L6 on SST-2 in one place, with LoRA on both sides of a cut that activations cross over
+MIMO, forward and backward, for every tx-SNR, with and without rotation, and seed; a new channel is
+drawn every few steps. Accuracy is measured through the connection too. Writes ``connection.json``
+and ``connection.png``. SST-2 must lie in DEFT_ASSETS/sst2 (or ``--assets DIR``); without it nothing
+is done, and the reason is printed.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import shutil
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fl_app.bench import Bench, prepare
+from fl_app.config import load_config
+from fl_app.evaluate import evaluate
+from fl_app.finetune import LocalTuning, tune
+from fl_app.fomo.connection_insert import insert_connection
+from fl_app.schema import Config
+from fl_app.seeding import generator
+from fl_app.settings import link_spec
+from fl_app.tasks import Encoded
+from fl_app.updates import Update
+from fl_app.variants import as_reference
+
+Row = dict[str, Any]
+_COLOURS = {False: "#b3541e", True: "#1f6f8b"}
+_NAMES = {False: "rotation off", True: "rotation on"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One tuning run: its overrides, its seed, and its connection (tx_snr_db None: no channel)."""
+
+    overrides: str
+    seed: int
+    tx_snr_db: float | None
+    rotation: bool
+    rounds: int
+    steps: int
+    learned: bool
+
+
+@lru_cache(maxsize=1)
+def _prepared(overrides: str) -> tuple[Bench, Encoded, Update]:
+    """Returns a full model at its starting adapter, the training rows, and that adapter."""
+    # `centralised` puts the whole model where the data is; the connection is put in per run.
+    whole = as_reference(load_config(overrides), "centralised")
+    whole = replace(whole, connection=replace(whole.connection, block=None))
+    bench = prepare(whole)
+    from fl_app.material import load_material
+
+    return bench, bench.task.encode(load_material(whole).of_device(0)), bench.full.read()
+
+
+def run_cell(cell: Cell) -> Row:
+    """Tunes and measures once; the connection is removed again afterwards.
+
+    Returns:
+        Accuracy on the test rows, last loss, channel uses and side information of the tuning, and
+        seconds.
+    """
+    started = time.monotonic()
+    bench, encoded, start = _prepared(cell.overrides)
+    config: Config = load_config(cell.overrides)
+    bench.full.write(start)
+    parameters = bench.full.parameters
+    link = None
+    if cell.tx_snr_db is not None and config.connection.block is not None:
+        wanted = replace(config.connection, tx_snr_db=cell.tx_snr_db, rotation=cell.rotation)
+        link = insert_connection(
+            bench.full.bare_model,
+            block=config.connection.block,
+            spec=link_spec(wanted),
+            seed=cell.seed,
+            learned=cell.learned,
+        )
+        parameters |= link.parameters
+    loss, steps = math.nan, 0
+    try:
+        for round_ in range(cell.rounds):
+            if link is not None:
+                link.redraw(round_)
+            loss, made = tune(
+                bench.full.model,
+                parameters,
+                bench.task,
+                encoded,
+                replace(_tuning(config), max_steps=cell.steps),
+                generator(cell.seed, "local", round_, 0),
+            )
+            steps += made
+        book = {} if link is None else asdict(link.book)
+        if link is not None:
+            link.measure()
+        accuracy = evaluate(bench.full.model, bench.task, bench.test)
+    finally:
+        if link is not None:
+            link.remove()
+    return {
+        "tx_snr_db": _json_db(cell.tx_snr_db),
+        "rotation": cell.rotation,
+        "seed": cell.seed,
+        "accuracy": accuracy,
+        "loss": loss,
+        "steps": steps,
+        **book,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _tuning(config: Config) -> LocalTuning:
+    finetune = config.finetune
+    return LocalTuning(
+        epochs=1,
+        max_steps=None,
+        batch_size=finetune.batch_size,
+        lr=finetune.lr,
+        head_lr=finetune.head_lr,
+        eps=finetune.eps,
+        weight_decay=finetune.weight_decay,
+        clip_norm=finetune.clip_norm,
+        logit_adjustment=0.0,
+        proximal_mu=0.0,
+    )
+
+
+def _json_db(value_db: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return "inf" if value_db == math.inf else value_db
+
+
+def summarise(rows: list[Row]) -> list[Row]:
+    """Returns mean and sample standard deviation over seeds for every tx-SNR and rotation."""
+    groups: dict[tuple[Any, bool], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["tx_snr_db"], row["rotation"]), []).append(row["accuracy"])
+    return [
+        {
+            "tx_snr_db": tx_snr_db,
+            "rotation": rotation,
+            "accuracy": statistics.fmean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+        }
+        for (tx_snr_db, rotation), values in groups.items()
+    ]
+
+
+def draw(summary: list[Row], target: Path, title: str) -> None:
+    """Draws accuracy against tx-SNR; the run without a channel is a horizontal line."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    finite = sorted(
+        {e["tx_snr_db"] for e in summary if isinstance(e["tx_snr_db"], int | float)}, key=float
+    )
+    step = finite[1] - finite[0] if len(finite) > 1 else 5.0
+    places: dict[float | str, float] = {value: float(value) for value in finite}
+    if any(entry["tx_snr_db"] == "inf" for entry in summary):
+        places["inf"] = (finite[-1] if finite else 0.0) + step
+    for entry in summary:
+        if entry["tx_snr_db"] is None:
+            level, spread = 100.0 * entry["accuracy"], 100.0 * (entry["std"] or 0.0)
+            axes.axhspan(level - spread, level + spread, color="0.88", lw=0)
+            axes.axhline(level, color="0.35", ls="--", lw=1.2, label="no channel")
+    for rotation, marker in ((False, "o"), (True, "s")):
+        points = sorted(
+            (places[e["tx_snr_db"]], 100.0 * e["accuracy"], 100.0 * (e["std"] or 0.0))
+            for e in summary
+            if e["tx_snr_db"] is not None and e["rotation"] is rotation
+        )
+        if points:
+            shift = 0.012 * (max(places.values()) - min(places.values())) * (1 if rotation else -1)
+            x, y, error = zip(*points, strict=True)
+            axes.errorbar(
+                [value + shift for value in x],
+                y,
+                yerror := list(error) if any(error) else None,
+                color=_COLOURS[rotation],
+                marker=marker,
+                ms=5,
+                lw=1.5,
+                capsize=3 if yerror else 0,
+                label=_NAMES[rotation],
+            )
+    axes.set_xticks(list(places.values()), [_tick(value) for value in places])
+    axes.set_xlabel("tx-SNR of the device [dB]")
+    axes.set_ylabel("accuracy [%]")
+    axes.set_title(title, fontsize=10)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+
+
+def _tick(value: float | str) -> str:
+    return "\u221e" if value == "inf" else f"{value:g}"
+
+
+def show(summary: list[Row]) -> None:
+    """Prints the table."""
+    table = Table(title="accuracy, mean +- standard deviation over seeds")
+    for column in ("tx-SNR [dB]", "rotation", "accuracy [%]", "seeds"):
+        table.add_column(column, justify="right")
+    for entry in summary:
+        spread = "" if entry["std"] is None else f" +- {100 * entry['std']:.1f}"
+        name = "no channel" if entry["tx_snr_db"] is None else _tick(entry["tx_snr_db"])
+        rotation = "-" if entry["tx_snr_db"] is None else ("on" if entry["rotation"] else "off")
+        accuracy = f"{100 * entry['accuracy']:.1f}{spread}"
+        table.add_row(name, rotation, accuracy, str(entry["seeds"]))
+    Console(width=max(72, shutil.get_terminal_size().columns)).print(table)
+
+
+def cells_of(chosen: argparse.Namespace) -> list[Cell]:
+    """Returns every run: for each seed one without channel, then the grid."""
+    cells = []
+    for seed in chosen.seeds:
+        words = [
+            "model=minilm",
+            "data=local",
+            f"data.path={Path(chosen.assets) / 'sst2'}",
+            "finetune.head_lr=5e-3",
+            "strategy.emulator.left=2",
+            "strategy.emulator.right=2",
+            "strategy.emulator.distil.steps=0",
+            "data.partition.kind=iid",
+            f"data.limit_test={chosen.test_rows}",
+            f"seed={seed}",
+            f"connection.block={chosen.block}",
+            *chosen.overrides,
+        ]
+        if chosen.learned:  # without CSI a link can only follow a channel that stays
+            words += ["connection.correlation=1", "connection.learned=true"]
+        shared = {"overrides": shlex.join(words), "seed": seed, "rounds": chosen.rounds}
+        shared |= {"steps": chosen.steps, "learned": chosen.learned}
+        cells.append(Cell(tx_snr_db=None, rotation=False, **shared))
+        cells += [
+            Cell(tx_snr_db=tx_snr_db, rotation=rotation, **shared)
+            for tx_snr_db in chosen.tx_snr_db
+            for rotation in chosen.rotation
+        ]
+    return cells
+
+
+def main(words: list[str] | None = None) -> int:
+    """Parses the command line, runs the grid, writes figures and picture, prints a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--assets", default=os.environ.get("DEFT_ASSETS", ""), metavar="DIR")
+    parser.add_argument("--block", type=int, default=3, help="the first block behind the cut")
+    parser.add_argument(
+        "--tx-snr-db", type=_numbers, default=_numbers("0,5,10,15,20"), metavar="DB,DB"
+    )
+    parser.add_argument("--rotation", type=_switches, default=_switches("off,on"))
+    parser.add_argument("--seeds", type=_integers, default=_integers("0,1,2"))
+    parser.add_argument("--rounds", type=int, default=4, help="channels met while tuning")
+    parser.add_argument("--steps", type=int, default=30, help="local steps on each of them")
+    parser.add_argument("--test-rows", type=int, default=600)
+    parser.add_argument("--learned", action="store_true", help="learned link, static channel")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--output", type=Path, default=Path("outputs/connection"))
+    parser.add_argument("overrides", nargs="*", help="more overrides, e.g. connection.peak_db=6")
+    chosen = parser.parse_intermixed_args(words)
+    console = Console(stderr=True)
+    if not chosen.assets or not (Path(chosen.assets) / "sst2").is_dir():
+        console.print(
+            "skipped: there is no SST-2 here; set DEFT_ASSETS or --assets to a folder with sst2/"
+        )
+        return 0
+    cells = cells_of(chosen)
+    columns = (TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    rows: list[Row] = []
+    with (
+        ProcessPoolExecutor(
+            chosen.workers, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+        Progress(*columns, console=console) as progress,
+    ):
+        bar = progress.add_task("", total=len(cells))
+        jobs = {pool.submit(run_cell, cell): cell for cell in cells}
+        for job in as_completed(jobs):
+            rows.append(job.result())
+            progress.advance(bar)
+    order = {(_json_db(c.tx_snr_db), c.rotation, c.seed): i for i, c in enumerate(cells)}
+    rows.sort(key=lambda row: order[row["tx_snr_db"], row["rotation"], row["seed"]])
+    summary = summarise(rows)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    asked = [c.overrides for c in cells if c.tx_snr_db is None]
+    content = {"overrides": asked, "rounds": chosen.rounds, "steps": chosen.steps}
+    content |= {"learned": chosen.learned, "summary": summary, "runs": rows}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    # the folder of the data is of no interest to a reader
+    (chosen.output / "connection.json").write_text(
+        text.replace(chosen.assets, "$DEFT_ASSETS"), encoding="utf-8"
+    )
+    more = " ".join(word.removeprefix("connection.") for word in chosen.overrides)
+    kind = "learned link" if chosen.learned else "neural connection"
+    title = f"MiniLM-L6 on SST-2, {kind} in front of block {chosen.block}"
+    draw(summary, chosen.output / "connection.png", title + (f"\n{more}" if more else ""))
+    show(summary)
+    console.print(f"results in {chosen.output}")
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _switches(text: str) -> list[bool]:
+    return [{"on": True, "off": False}[word] for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
