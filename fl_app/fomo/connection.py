@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_app.errors import ModelError
 from fl_app.fomo.connection_air import AirModule
@@ -63,7 +64,7 @@ class Connection(AirModule):
 
     def _meet(self, true: Any, known: Any) -> None:
         weight = self._weight
-        matrix = None if weight is None else weight.detach().cpu().numpy().astype(np.float64)
+        matrix = None if weight is None else _matrix(weight)
         self._link = link_for(matrix, self.width, true, known)
 
     @property
@@ -214,6 +215,18 @@ class Connection(AirModule):
         else:
             self.book.forward_uses += num_vectors * num_uses
             self.book.forward_bytes += _REAL_BYTES * reals
+
+
+def _matrix(weight: torch.Tensor) -> NDArray[np.float64]:
+    """Returns W for a design, without the components that float32's rounding alone puts there."""
+    matrix = weight.detach().cpu().numpy().astype(np.float64)
+    lefts, strengths, rights = np.linalg.svd(matrix, full_matrices=False)
+    rounding = max(matrix.shape) * float(np.finfo(np.float32).eps) * strengths[0]
+    kept = strengths > rounding
+    if kept.all():
+        return matrix
+    cleaned: NDArray[np.float64] = (lefts[:, kept] * strengths[kept]) @ rights[kept]
+    return cleaned
 
 
 class _Exchange(torch.autograd.Function):

@@ -1,0 +1,120 @@
+"""Federations whose devices and server tune and measure through a neural connection."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fl_app.bench import measure_emulator, measure_plug_in, prepare
+from fl_app.config import load_config, to_dict
+from fl_app.errors import ConfigError, ModelError
+from fl_app.job import adapter_sha256
+from fl_app.schema import ConnectionConfig
+from fl_app.settings import link_spec
+from fl_app.variants import as_reference
+from tests.federation_fixtures import Player, player, tiny_federation
+
+__all__ = ["player", "tiny_federation"]
+
+# Of the five blocks the split 1-1-1 keeps 0, 2 and 4.
+CUT = "connection.block=4"
+
+
+def test_words_of_the_command_line_make_a_link() -> None:
+    config = load_config("connection.block=4 connection.tx_snr_db=10 connection.rotation=true")
+    assert config.connection == ConnectionConfig(block=4, tx_snr_db=10.0, rotation=True)
+    spec = link_spec(config.connection)
+    assert (spec.tx_snr_db, spec.gradient_tx_snr_db, spec.rotation) == (10.0, 10.0, True)
+    assert load_config().connection.block is None
+    quiet = load_config("connection.tx_snr_db=inf connection.gradient_tx_snr_db=3").connection
+    assert (quiet.tx_snr_db, link_spec(quiet).gradient_tx_snr_db) == (math.inf, 3.0)
+    assert to_dict(config)["connection"]["block"] == 4
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "connection.block=-1",
+        "connection.carries=all",
+        "connection.num_tx=0",
+        "connection.num_rx=257",
+        "connection.fading=ideal",
+        "connection.rician_k=-1",
+        "connection.correlation=1.5",
+        "connection.tx_snr_db=nan",
+        "connection.gradient_tx_snr_db=-inf",
+        "connection.csi_error=2",
+        "connection.peak_db=-3",
+        "connection.learned=true connection.carries=lora_a",
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(word: str) -> None:
+    with pytest.raises(ConfigError, match=word.split("=")[0].replace(".", r"\.")):
+        load_config(word)
+
+
+def test_without_noise_the_federation_is_the_plain_one(player: Player) -> None:
+    plain = player.play(warm=True)
+    through = player.play(CUT, "connection.tx_snr_db=inf", warm=True)
+    assert adapter_sha256(through.outcome.adapter) == adapter_sha256(plain.outcome.adapter)
+
+
+@pytest.mark.parametrize("carries", ["features", "lora_a"])
+def test_noise_reaches_devices_and_repeats(player: Player, carries: str) -> None:
+    words = (CUT, "connection.tx_snr_db=5", f"connection.carries={carries}")
+    plain = player.play(warm=True)
+    first = player.play(*words, shuffle=1, warm=True, measure_rounds=True)
+    again = player.play(*words, shuffle=2, warm=True, measure_rounds=True)
+    assert adapter_sha256(first.outcome.adapter) == adapter_sha256(again.outcome.adapter)
+    assert adapter_sha256(first.outcome.adapter) != adapter_sha256(plain.outcome.adapter)
+    assert [r.metrics for r in first.outcome.rounds] == [r.metrics for r in again.outcome.rounds]
+    bench, adapter = first.bench, first.outcome.adapter
+    assert bench.full_link is not None
+    assert bench.emulated_link is not None
+    for measure, link in (
+        (measure_plug_in, bench.full_link),
+        (measure_emulator, bench.emulated_link),
+    ):
+        before = link.book.forward_uses
+        assert measure(bench, adapter, bench.test) == measure(bench, adapter, bench.test)
+        assert link.book.forward_uses > before
+        assert link.book.backward_uses == 0  # the server only measures
+
+
+def test_rounds_meet_other_channels(player: Player) -> None:
+    """The same device and data with all else equal: only the round, hence the channel, differs."""
+    bench, start = player.bench(player.tiny.overrides(CUT, "connection.tx_snr_db=0"))
+    link = bench.emulated_link
+    assert link is not None
+    outputs = []
+    for round_, device in ((1, 0), (2, 0), (1, 1), (1, 0)):
+        link.redraw(round_, device=device)
+        batch = bench.task.batch(bench.test, range(4))
+        logits = bench.emulated.model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        outputs.append(logits.detach().numpy().tobytes())
+    assert outputs[0] == outputs[3]
+    assert len(set(outputs)) == 3
+    assert all(np.array_equal(bench.full.read()[name], array) for name, array in start.items())
+
+
+def test_what_does_not_fit_is_refused_before_the_first_round(player: Player) -> None:
+    def refused(*words: str) -> str:
+        with pytest.raises((ModelError, ConfigError)) as caught:
+            prepare(load_config(player.tiny.overrides(*words)))
+        return str(caught.value)
+
+    assert "[0, 2, 4]" in refused("connection.block=3")  # the full model has it, devices do not
+    assert "connection.block=9" in refused("connection.block=9")
+    assert "connection.learned" in refused(CUT, "connection.learned=true")
+    assert "no LoRA" in refused("connection.block=2", "connection.carries=lora_a")
+    refusal = refused(CUT, "connection.carries=lora_a", "peft.aggregation=factors")
+    assert "peft.aggregation=freeze-a" in refusal
+
+
+def test_comparison_runs_keep_the_connection_where_they_can(player: Player) -> None:
+    config = load_config(player.tiny.overrides(CUT))
+    for name in ("frozen", "federated_full", "centralised"):
+        assert as_reference(config, name).connection.block == 4
+    config = load_config(player.tiny.overrides(CUT, "connection.carries=lora_a"))
+    assert as_reference(config, "frozen").connection.block is None  # a head alone has no A
+    assert as_reference(config, "federated_full").connection.block == 4
