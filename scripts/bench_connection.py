@@ -68,9 +68,9 @@ def main(words: list[str] | None = None) -> None:
     """Parses the command line, prints a line per figure and writes them as JSON if asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args(words)
     figures = bench_connection(chosen.width, chosen.tokens, chosen.rank, chosen.repeats)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,27 +20,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from fl_app.bench import Bench, prepare
 from fl_app.config import load_config
 from fl_app.evaluate import evaluate
 from fl_app.finetune import LocalTuning, tune
 from fl_app.fomo.connection_insert import insert_connection
+from fl_app.material import load_material
 from fl_app.schema import Config
 from fl_app.seeding import generator
 from fl_app.settings import link_spec
 from fl_app.tasks import Encoded
 from fl_app.updates import Update
 from fl_app.variants import as_reference
+from scripts.connection_picture import draw, show
 
 Row = dict[str, Any]
-_COLOURS = {False: "#b3541e", True: "#1f6f8b"}
-_NAMES = {False: "rotation off", True: "rotation on"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,6 @@ def _prepared(overrides: str) -> tuple[Bench, Encoded, Update]:
     whole = as_reference(load_config(overrides), "centralised")
     whole = replace(whole, connection=replace(whole.connection, block=None))
     bench = prepare(whole)
-    from fl_app.material import load_material
-
     return bench, bench.task.encode(load_material(whole).of_device(0)), bench.full.read()
 
 
@@ -163,74 +158,6 @@ def summarise(rows: list[Row]) -> list[Row]:
     ]
 
 
-def draw(summary: list[Row], target: Path, title: str) -> None:
-    """Draws accuracy against tx-SNR; the run without a channel is a horizontal line."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    finite = sorted(
-        {e["tx_snr_db"] for e in summary if isinstance(e["tx_snr_db"], int | float)}, key=float
-    )
-    step = finite[1] - finite[0] if len(finite) > 1 else 5.0
-    places: dict[float | str, float] = {value: float(value) for value in finite}
-    if any(entry["tx_snr_db"] == "inf" for entry in summary):
-        places["inf"] = (finite[-1] if finite else 0.0) + step
-    for entry in summary:
-        if entry["tx_snr_db"] is None:
-            level, spread = 100.0 * entry["accuracy"], 100.0 * (entry["std"] or 0.0)
-            axes.axhspan(level - spread, level + spread, color="0.88", lw=0)
-            axes.axhline(level, color="0.35", ls="--", lw=1.2, label="no channel")
-    for rotation, marker in ((False, "o"), (True, "s")):
-        points = sorted(
-            (places[e["tx_snr_db"]], 100.0 * e["accuracy"], 100.0 * (e["std"] or 0.0))
-            for e in summary
-            if e["tx_snr_db"] is not None and e["rotation"] is rotation
-        )
-        if points:
-            shift = 0.012 * (max(places.values()) - min(places.values())) * (1 if rotation else -1)
-            x, y, error = zip(*points, strict=True)
-            axes.errorbar(
-                [value + shift for value in x],
-                y,
-                yerror := list(error) if any(error) else None,
-                color=_COLOURS[rotation],
-                marker=marker,
-                ms=5,
-                lw=1.5,
-                capsize=3 if yerror else 0,
-                label=_NAMES[rotation],
-            )
-    axes.set_xticks(list(places.values()), [_tick(value) for value in places])
-    axes.set_xlabel("tx-SNR of the device [dB]")
-    axes.set_ylabel("accuracy [%]")
-    axes.set_title(title, fontsize=10)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(target, dpi=150)
-    plt.close(figure)
-
-
-def _tick(value: float | str) -> str:
-    return "\u221e" if value == "inf" else f"{value:g}"
-
-
-def show(summary: list[Row]) -> None:
-    """Prints the table."""
-    table = Table(title="accuracy, mean +- standard deviation over seeds")
-    for column in ("tx-SNR [dB]", "rotation", "accuracy [%]", "seeds"):
-        table.add_column(column, justify="right")
-    for entry in summary:
-        spread = "" if entry["std"] is None else f" +- {100 * entry['std']:.1f}"
-        name = "no channel" if entry["tx_snr_db"] is None else _tick(entry["tx_snr_db"])
-        rotation = "-" if entry["tx_snr_db"] is None else ("on" if entry["rotation"] else "off")
-        accuracy = f"{100 * entry['accuracy']:.1f}{spread}"
-        table.add_row(name, rotation, accuracy, str(entry["seeds"]))
-    Console(width=max(72, shutil.get_terminal_size().columns)).print(table)
-
-
 def cells_of(chosen: argparse.Namespace) -> list[Cell]:
     """Returns every run: for each seed one without channel, then the grid."""
     cells = []
@@ -262,6 +189,24 @@ def cells_of(chosen: argparse.Namespace) -> list[Cell]:
     return cells
 
 
+def save(chosen: argparse.Namespace, cells: list[Cell], rows: list[Row]) -> None:
+    """Sorts the rows as the cells are and writes ``connection.json``."""
+    order = {(_json_db(c.tx_snr_db), c.rotation, c.seed): i for i, c in enumerate(cells)}
+    rows.sort(key=lambda row: order[row["tx_snr_db"], row["rotation"], row["seed"]])
+    content = {
+        "overrides": [cell.overrides for cell in cells if cell.tx_snr_db is None],
+        "rounds": chosen.rounds,
+        "steps": chosen.steps,
+        "learned": chosen.learned,
+        "summary": summarise(rows),
+        "runs": rows,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    # the folder of the data is of no interest to a reader
+    text = text.replace(str(chosen.assets), "$DEFT_ASSETS")
+    (chosen.output / "connection.json").write_text(text, encoding="utf-8")
+
+
 def main(words: list[str] | None = None) -> int:
     """Parses the command line, runs the grid, writes figures and picture, prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -289,6 +234,7 @@ def main(words: list[str] | None = None) -> int:
     cells = cells_of(chosen)
     columns = (TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows: list[Row] = []
+    chosen.output.mkdir(parents=True, exist_ok=True)
     with (
         ProcessPoolExecutor(
             chosen.workers, initializer=torch.set_num_threads, initargs=(1,)
@@ -296,22 +242,11 @@ def main(words: list[str] | None = None) -> int:
         Progress(*columns, console=console) as progress,
     ):
         bar = progress.add_task("", total=len(cells))
-        jobs = {pool.submit(run_cell, cell): cell for cell in cells}
-        for job in as_completed(jobs):
+        for job in as_completed([pool.submit(run_cell, cell) for cell in cells]):
             rows.append(job.result())
             progress.advance(bar)
-    order = {(_json_db(c.tx_snr_db), c.rotation, c.seed): i for i, c in enumerate(cells)}
-    rows.sort(key=lambda row: order[row["tx_snr_db"], row["rotation"], row["seed"]])
+            save(chosen, cells, rows)  # an interrupted grid leaves what it has
     summary = summarise(rows)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    asked = [c.overrides for c in cells if c.tx_snr_db is None]
-    content = {"overrides": asked, "rounds": chosen.rounds, "steps": chosen.steps}
-    content |= {"learned": chosen.learned, "summary": summary, "runs": rows}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    # the folder of the data is of no interest to a reader
-    (chosen.output / "connection.json").write_text(
-        text.replace(chosen.assets, "$DEFT_ASSETS"), encoding="utf-8"
-    )
     more = " ".join(word.removeprefix("connection.") for word in chosen.overrides)
     kind = "learned link" if chosen.learned else "neural connection"
     title = f"MiniLM-L6 on SST-2, {kind} in front of block {chosen.block}"
