@@ -20,7 +20,7 @@ from fl_app.result import RoundRecord
 from fl_app.schema import Config
 from fl_app.updates import Update
 from strategies.base import RoundLog
-from strategies.build import build_strategy
+from strategies.build import build_strategy, require_enough
 from strategies.roster import call_roster
 
 log = logging.getLogger("deft")
@@ -62,6 +62,7 @@ def federate(
     """
     config, outcome = bench.config, outcome or Outcome()
     roster = call_roster(grid, config.federation)
+    require_enough(config, roster)
     strategy = build_strategy(
         config,
         roster=roster,

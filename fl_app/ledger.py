@@ -89,7 +89,8 @@ class Ledger:
         _count("device", device)
         if not phase:
             raise RunError("ledger phase='' is empty; name the phase, for example 'fit'")
-        self._seconds[phase].append(_amount("seconds", seconds))
+        spent = _amount("seconds", seconds)
+        self._seconds[phase].append(spent)
 
     def book_airtime(self, *, round: int, channel_uses: int, seconds: float) -> None:
         """Books what one round took of the radio uplink, all devices together; adds up.

@@ -116,27 +116,37 @@ def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
     )
 
 
-def build_rule(rule: ServerRuleConfig, num_devices: int | None = None) -> ServerRule:
+def build_rule(rule: ServerRuleConfig) -> ServerRule:
     """Turns the choice of a rule into the rule.
 
-    Args:
-        rule: the choice.
-        num_devices: devices per round, if known; the rule is tried on that many.
+    Raises:
+        ConfigError: unknown rule or option.
+    """
+    return ServerRule(rule.name, rule.options)
+
+
+def require_enough(config: Config, roster: Roster) -> None:
+    """Tries the server rule on as many updates as a round has; Flower must be running.
 
     Raises:
-        ConfigError: unknown rule or option, or one that needs more devices.
+        ConfigError: the rule needs more.
     """
-    if num_devices is not None:
-        probe = {"probe": np.zeros(1, np.float32)}
-        trial = ServerRule(rule.name, rule.options)
-        trial.announce(1, probe)
-        try:
-            trial.apply(1, [probe] * num_devices, np.ones(num_devices))
-        except RunError as error:
-            raise ConfigError(
-                f"{error}; choose another strategy.server_rule, or more devices per round"
-            ) from error
-    return ServerRule(rule.name, rule.options)
+    match config.strategy:
+        case EmulatorDownloadStrategy(server_rule=wanted):
+            rule, num_devices = build_rule(wanted), _per_round(config, roster)
+            probe = {"probe": np.zeros(1, np.float32)}
+            rule.announce(1, probe)
+            try:
+                rule.apply(1, [probe] * num_devices, np.ones(num_devices))
+            except RunError as error:
+                raise ConfigError(
+                    f"{error}; choose another strategy.server_rule, or more devices per round"
+                ) from error
+
+
+def _per_round(config: Config, roster: Roster) -> int:
+    """Returns how many devices a round has: fewer may have joined than were hoped for."""
+    return min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
 
 
 def require_fit(config: Config) -> None:
@@ -166,7 +176,6 @@ def build_strategy(
     space: LoraSpace = FactorSpace()
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank)
-    drawn = min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
     match config.strategy:
         case EmulatorDownloadStrategy():
             return EmulatorDownload(
@@ -174,11 +183,11 @@ def build_strategy(
                 roster=roster,
                 uplink=build_uplink(config.channel, config.seed),
                 space=space,
-                rule=build_rule(config.strategy.server_rule, num_devices=drawn),
+                rule=build_rule(config.strategy.server_rule),
                 ledger=ledger,
                 layout_hash=layout_hash,
                 aggregation=aggregation_of(config.peft),
-                devices_per_round=drawn,
+                devices_per_round=_per_round(config, roster),
                 timeout_s=config.federation.timeout_s,
                 seed=config.seed,
             )

@@ -197,7 +197,7 @@ WRONG: dict[str, list[str]] = {
     "peft.rnk=2": ["rnk", "rank", "alpha", "targets", "aggregation"],
     "strategy.emulator.midle=1": ["midle", "left", "middle", "right", "sparsity", "bits"],
     "data.partition.beta=1": ["beta", "kind", "alpha", "column", "law"],
-    "channel.snr_db=3": ["snr_db", "channel=ideal"],
+    "channel.snr_db=3": ["snr_db", "channel=aircomp|digital|ideal"],
     "model.path=/x": ["path", "MinilmModel", "model=hub|local|minilm"],  # belongs to model=local
     "peft=head peft.rank=2": ["rank", "HeadConfig", "peft=head|lora"],
     "foo.bar.baz=1": ["foo", *TOP],

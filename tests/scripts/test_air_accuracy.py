@@ -15,10 +15,10 @@ __all__ = ["tiny_federation"]
 def test_the_grid_is_complete_and_adds_up(
     tiny_federation: TinyFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = tiny_federation.words("strategy.num_rounds=1", "strategy.references=[]")
+    words = tiny_federation.words("strategy.num_rounds=1", "model.pooler=checkpoint")
     grid = ["--tx-snr-db", "0", "inf", "--seeds", "0", "1", "--schemes", "zf", "obda", "digital"]
     grid += ["--rounds", "1", "--steps", "1", "--out", str(tmp_path), "--assets", "/none"]
-    assert air_accuracy.main([*grid, "--overrides", "experiment=null", *words]) == 0
+    assert air_accuracy.main([*grid, "--overrides", *words]) == 0
     content = json.loads((tmp_path / "air_accuracy.json").read_text())
     runs = content["runs"]
     assert len(runs) == 2 * (1 + 3 * 2)

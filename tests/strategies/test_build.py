@@ -32,7 +32,14 @@ def test_every_strategy_of_the_folder_is_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices("channel"))
 def test_every_channel_of_the_folder_is_built(name: str) -> None:
-    assert hasattr(build_uplink(load_config(f"channel={name}").channel), "receive")
+    uplink = build_uplink(load_config(f"channel={name}").channel, 0)
+    assert uplink.is_radio == (name != "ideal")
+
+
+@pytest.mark.parametrize("scheme", ["zf", "truncated", "optimal", "cotaf", "phase", "obda"])
+def test_every_scheme_of_the_air_is_built(scheme: str) -> None:
+    config = load_config(f"channel=aircomp channel.scheme={scheme}")
+    assert build_uplink(config.channel, 0).is_radio
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,7 @@ def test_every_channel_of_the_folder_is_built(name: str) -> None:
         ("peft.aggregation=freeze-a", FactorSpace),
         ("peft.aggregation=factors", FactorSpace),
         ("peft.aggregation=exact", ProductSpace),
+        ("peft.aggregation=alternate", FactorSpace),
         ("peft=head", FactorSpace),
     ],
 )
@@ -66,7 +74,7 @@ def test_the_emulator_is_named_by_its_content() -> None:
 
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(ConfigError, match="ChannelConfig"):
-        build_uplink(ChannelConfig())
+        build_uplink(ChannelConfig(), 0)
     config = dataclasses.replace(load_config(""), strategy=StrategyConfig())
     with pytest.raises(ConfigError, match="StrategyConfig"):
         _build(config)

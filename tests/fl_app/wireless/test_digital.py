@@ -107,7 +107,8 @@ def test_outage_at_a_fixed_rate_is_that_of_rayleigh_fading() -> None:
     assert abs(report.is_silent.mean() - share) <= 5.0 * math.sqrt(share * (1 - share) / 4000)
     assert mean is not None
     assert np.allclose(mean, updates[~report.is_silent].mean(axis=0), atol=1e-6)
-    assert np.allclose(report.joules, 2.0 * report.seconds)  # a failed packet costs as much
+    # a failed packet costs as much
+    assert np.allclose(report.joules, 2.0 * report.seconds / 4000)
 
 
 def test_adapting_to_a_wrong_estimate_fails_where_it_promised_too_much() -> None:
