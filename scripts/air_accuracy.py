@@ -134,6 +134,12 @@ def draw(summary: list[Row], target: Path) -> None:
     """Draws accuracy against tx-SNR, one line per scheme, the error-free uplink as a level."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    levels = {e["tx_snr_db"] for e in summary} - {None, math.inf}
+    finite = sorted(levels)
+    beyond = (finite[-1] if finite else 0.0) + 5.0  # where an infinite tx-SNR is drawn
+    places = {level: level for level in finite}
+    if any(e["tx_snr_db"] == math.inf for e in summary):
+        places[math.inf] = beyond
     schemes = [name for name in SCHEMES if any(e["scheme"] == name for e in summary)]
     for place, scheme in enumerate(schemes):
         entries = [e for e in summary if e["scheme"] == scheme]
@@ -144,7 +150,7 @@ def draw(summary: list[Row], target: Path) -> None:
             continue
         shift = 0.25 * (place - len(schemes) / 2)  # bars of neighbours stay apart
         axes.errorbar(
-            [e["tx_snr_db"] + shift for e in entries],
+            [places[e["tx_snr_db"]] + shift for e in entries],
             [100 * e["plug_in"] for e in entries],
             yerr=[100 * (e["std"] or 0.0) for e in entries],
             marker=_MARKS[scheme],
@@ -154,7 +160,8 @@ def draw(summary: list[Row], target: Path) -> None:
             color=f"C{place - 1}",
             label="OFDMA, equal channel uses" if scheme == "digital" else scheme,
         )
-    axes.set_xticks(sorted({e["tx_snr_db"] for e in summary if e["tx_snr_db"] is not None}))
+    names = ["\u221e" if level == math.inf else f"{level:g}" for level in places]
+    axes.set_xticks(list(places.values()), names)
     axes.set_xlabel("tx-SNR P / \u03c3\u00b2 (dB)")
     axes.set_ylabel("plug-in accuracy (%)")
     axes.grid(color="0.92")
