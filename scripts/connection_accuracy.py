@@ -166,6 +166,7 @@ def cells_of(chosen: argparse.Namespace) -> list[Cell]:
             "model=minilm",
             "data=local",
             f"data.path={Path(chosen.assets) / 'sst2'}",
+            "finetune.lr=5e-3",
             "finetune.head_lr=5e-3",
             "strategy.emulator.left=2",
             "strategy.emulator.right=2",
