@@ -13,15 +13,13 @@ from fl_app import wire
 from fl_app.data.examples import Examples
 from fl_app.data.source import load_file, require_columns
 from fl_app.errors import DataError
-from fl_app.finetune import LocalTuning, tune
-from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import head_modules
+from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
 from fl_app.material import Material, load_material, needed_columns
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import aggregation_of, columns_of, connect, lora_spec
-from fl_app.tasks import Encoded, Task, build_task
+from fl_app.settings import adapter_for, aggregation_of, connect, local_tuning, task_for
+from fl_app.tasks import Encoded, Task
 from fl_app.updates import subtract, travels
 
 
@@ -30,23 +28,14 @@ class EmulatorSession:
 
     def __init__(self, blob: bytes, config: Config) -> None:
         package = unpack(blob)
-        spec = lora_spec(config.peft)
-        self.adapter = Adapter(
+        blocks = package.split.blocks
+        self.adapter = adapter_for(config, package.model, blocks=blocks, split=package.split)
+        self.link = connect(config, self.adapter, blocks)
+        self.task: Task = task_for(
+            config,
             package.model,
-            blocks=package.split.blocks,
-            tuned_blocks=package.split.outer if spec else (),
-            heads=head_modules(package.model, package.task),
-            spec=spec,
-            seed=config.seed,
-        )
-        self.link = connect(config, self.adapter, package.split.blocks)
-        self.task: Task = build_task(
-            package.task,
             files=package.files,
             labels=package.labels,
-            columns=columns_of(config.data),
-            max_length=config.model.max_length,
-            model_config=package.model.config,
             overall_shares=package.class_shares,
         )
         self.data_digest = package.data_digest
@@ -98,7 +87,7 @@ class EmulatorWorker:
             tuned,
             session.task,
             encoded,
-            self._tuning(order.proximal_mu),
+            local_tuning(self._config.finetune, order.proximal_mu),
             generator(self._config.seed, "local", order.round, order.device),
         )
         return wire.update_reply(
@@ -143,18 +132,3 @@ class EmulatorWorker:
                 'node its own file with --node-config "data-path=..."'
             )
         return self._material.of_device(device)
-
-    def _tuning(self, proximal_mu: float) -> LocalTuning:
-        finetune = self._config.finetune
-        return LocalTuning(
-            epochs=finetune.epochs,
-            max_steps=finetune.max_steps,
-            batch_size=finetune.batch_size,
-            lr=finetune.lr,
-            head_lr=finetune.head_lr,
-            eps=finetune.eps,
-            weight_decay=finetune.weight_decay,
-            clip_norm=finetune.clip_norm,
-            logit_adjustment=finetune.logit_adjustment,
-            proximal_mu=proximal_mu,
-        )

@@ -16,7 +16,7 @@ from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone, head_modules, load_backbone, require_length
+from fl_app.fomo.backbone import Backbone, load_backbone, require_length
 from fl_app.fomo.compress import Compression
 from fl_app.fomo.connection_insert import Insertion
 from fl_app.fomo.distil import Distillation, distil
@@ -36,8 +36,8 @@ from fl_app.schema import (
     SimulationFederation,
 )
 from fl_app.seeding import generator
-from fl_app.settings import columns_of, connect, lora_spec, split_of
-from fl_app.tasks import Encoded, Task, build_task
+from fl_app.settings import adapter_for, connect, split_of, task_for
+from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 from strategies.build import build_rule, require_fit
 
@@ -112,14 +112,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         seed=config.seed,
     )
     require_length(backbone.model.config, config.model.max_length)
-    task = build_task(
-        backbone.task,
-        files=backbone.files,
-        labels=backbone.labels,
-        columns=columns_of(config.data),
-        max_length=config.model.max_length,
-        model_config=backbone.model.config,
-    )
+    task = task_for(config, backbone.model, files=backbone.files, labels=backbone.labels)
     public = task.encode(material.public)
     carried = _set_pooler(config, backbone, task, public)
     split = split_of(settings, backbone.model.config)
@@ -148,8 +141,8 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         "distillation_loss": losses[-1] if losses else None,
     }
     blocks = tuple(range(split.total))
-    full = _adapter(config, backbone.model, blocks, split, backbone.task, carried)
-    emulated = _adapter(config, emulator, split.blocks, split, backbone.task)
+    full = adapter_for(config, backbone.model, blocks=blocks, split=split, carried=carried)
+    emulated = adapter_for(config, emulator, blocks=split.blocks, split=split)
     facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
     return Bench(
         config=config,
@@ -198,26 +191,6 @@ def emulator_settings(config: Config) -> EmulatorConfig:
             return settings
         case _:
             raise ConfigError(f"strategy {type(config.strategy).__name__} has no emulator")
-
-
-def _adapter(
-    config: Config,
-    model: Any,
-    blocks: tuple[int, ...],
-    split: Split,
-    task: str,
-    carried: tuple[str, ...] = (),
-) -> Adapter:
-    spec = lora_spec(config.peft)
-    return Adapter(
-        model,
-        blocks=blocks,
-        tuned_blocks=split.outer if spec else (),
-        heads=head_modules(model, task),
-        spec=spec,
-        seed=config.seed,
-        carried=carried,
-    )
 
 
 def _set_pooler(config: Config, backbone: Backbone, task: Task, public: Encoded) -> tuple[str, ...]:

@@ -1,10 +1,13 @@
 """Configuration to the flat settings that server and device must agree on."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
 from fl_app.errors import ConfigError
+from fl_app.finetune import LocalTuning
 from fl_app.fomo.adapter import Adapter, LoraSpec
+from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
 from fl_app.fomo.connection_link import LinkSpec
@@ -14,11 +17,12 @@ from fl_app.schema import (
     ConnectionConfig,
     DataConfig,
     EmulatorConfig,
+    FinetuneConfig,
     HeadConfig,
     LoraConfig,
     PeftConfig,
 )
-from fl_app.tasks import Columns
+from fl_app.tasks import Columns, Task, build_task
 from fl_app.wireless.channel import Fading, Kind
 
 
@@ -65,6 +69,60 @@ def columns_of(data: DataConfig) -> Columns:
         completion=data.completion_column,
         image=data.image_column,
     )
+
+
+def adapter_for(
+    config: Config,
+    model: Any,
+    *,
+    blocks: Sequence[int],
+    split: Split,
+    carried: Sequence[str] = (),
+) -> Adapter:
+    """Wraps the full model or an emulator, the same way on server and device.
+
+    Args:
+        config: the run's configuration.
+        model: the model; adapter layers are put into it.
+        blocks: indices, in the full model, of its blocks in order.
+        split: which blocks are tuned.
+        carried: frozen modules to save with the adapter.
+    """
+    spec = lora_spec(config.peft)
+    return Adapter(
+        model,
+        blocks=blocks,
+        tuned_blocks=split.outer if spec else (),
+        heads=head_modules(model, config.model.task),
+        spec=spec,
+        seed=config.seed,
+        carried=carried,
+    )
+
+
+def task_for(
+    config: Config,
+    model: Any,
+    *,
+    files: dict[str, str],
+    labels: tuple[str, ...],
+    overall_shares: tuple[float, ...] = (),
+) -> Task:
+    """Builds the task of a model, the same way on server and device; see ``build_task``."""
+    return build_task(
+        config.model.task,
+        files=files,
+        labels=labels,
+        columns=columns_of(config.data),
+        max_length=config.model.max_length,
+        model_config=model.config,
+        overall_shares=overall_shares,
+    )
+
+
+def local_tuning(finetune: FinetuneConfig, proximal_mu: float = 0.0) -> LocalTuning:
+    """Returns the settings of local tuning; the pull mu comes from the server's rule."""
+    return LocalTuning(**dataclasses.asdict(finetune), proximal_mu=proximal_mu)
 
 
 def link_spec(connection: ConnectionConfig) -> LinkSpec:

@@ -8,7 +8,6 @@ included, from one more pass.
 """
 
 import argparse
-import json
 import statistics
 import time
 import tracemalloc
@@ -21,6 +20,7 @@ from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import Fading, draw_state
 from fl_app.wireless.power import OptimalThreshold, PowerControl, TruncatedInversion, ZeroForcing
 from fl_app.wireless.units import noise_power_from_tx_snr
+from scripts.bench_output import emit
 
 _CONTROLS: dict[str, PowerControl] = {
     "zf": ZeroForcing(),
@@ -110,10 +110,7 @@ def main(words: list[str] | None = None) -> None:
         csi_error=chosen.csi_error,
         repeats=chosen.repeats,
     )
-    for name, value in figures.items():
-        print(f"{name:>22} {value:.6g}")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    emit(figures, chosen.json)
 
 
 if __name__ == "__main__":

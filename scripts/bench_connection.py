@@ -6,7 +6,6 @@ one process and one thread.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from fl_app.fomo.connection import Connection
 from fl_app.fomo.connection_link import LinkSpec
+from scripts.bench_output import emit
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "transport": {},
@@ -74,10 +74,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args(words)
     figures = bench_connection(chosen.width, chosen.tokens, chosen.rank, chosen.repeats)
-    for name, value in figures.items():
-        print(f"{name:>18} {value:.6g}")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    emit(figures, chosen.json)
 
 
 if __name__ == "__main__":

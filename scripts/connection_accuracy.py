@@ -27,12 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fl_app.bench import Bench, prepare
 from fl_app.config import load_config
 from fl_app.evaluate import evaluate
-from fl_app.finetune import LocalTuning, tune
+from fl_app.finetune import tune
 from fl_app.fomo.connection_insert import insert_connection
 from fl_app.material import load_material
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import link_spec
+from fl_app.settings import link_spec, local_tuning
 from fl_app.tasks import Encoded
 from fl_app.updates import Update
 from fl_app.variants import as_reference
@@ -97,7 +97,7 @@ def run_cell(cell: Cell) -> Row:
                 parameters,
                 bench.task,
                 encoded,
-                replace(_tuning(config), max_steps=cell.steps),
+                replace(local_tuning(config.finetune), epochs=1, max_steps=cell.steps),
                 generator(cell.seed, "local", round_, 0),
             )
             steps += made
@@ -118,22 +118,6 @@ def run_cell(cell: Cell) -> Row:
         **book,
         "seconds": time.monotonic() - started,
     }
-
-
-def _tuning(config: Config) -> LocalTuning:
-    finetune = config.finetune
-    return LocalTuning(
-        epochs=1,
-        max_steps=None,
-        batch_size=finetune.batch_size,
-        lr=finetune.lr,
-        head_lr=finetune.head_lr,
-        eps=finetune.eps,
-        weight_decay=finetune.weight_decay,
-        clip_norm=finetune.clip_norm,
-        logit_adjustment=0.0,
-        proximal_mu=0.0,
-    )
 
 
 def _json_db(value_db: float | None) -> float | str | None:

@@ -9,7 +9,6 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,33 +20,14 @@ from fl_app.errors import RunError, WireError
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.judge import judge
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
+from strategies.round_log import RoundLog
 from strategies.rules import ServerRule
 from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
-
-
-@dataclass
-class RoundLog:
-    """What happened in one round.
-
-    Attributes:
-        devices: devices whose update was aggregated, ascending.
-        dropped: reason to devices.
-        metrics: loss and uplink figures.
-        seconds: from sending to the new adapter.
-    """
-
-    devices: list[int] = field(default_factory=list)
-    dropped: dict[str, list[int]] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def drop(self, device: int, reason: str) -> None:
-        """Books a device as dropped."""
-        self.dropped.setdefault(reason, []).append(device)
 
 
 class FederatedDeft(Strategy):
@@ -172,18 +152,14 @@ class FederatedDeft(Strategy):
             messages = answered.get(device, [])
             accepted += self._judge(device, messages, book)
         if not accepted:
-            log.warning("round %d: no update counts; the adapter is unchanged", server_round)
-            book.seconds = time.monotonic() - self._started
-            return None, None
+            return self._keep(server_round, "no update counts")
         received = self._transmit(server_round, accepted, book)
         accepted = [
             reply for reply, is_heard in zip(accepted, received.is_heard, strict=True) if is_heard
         ]
         if not accepted:
-            log.warning("round %d: nobody was heard; the adapter is unchanged", server_round)
             book.metrics = dict(received.report)
-            book.seconds = time.monotonic() - self._started
-            return None, None
+            return self._keep(server_round, "nobody was heard")
         rows = [
             self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
             for row in received.rows
@@ -191,11 +167,9 @@ class FederatedDeft(Strategy):
         try:
             combined = self._rule.apply(server_round, rows, received.weights)
         except RunError as error:  # too few survivors for Krum, say; the next round may have more
-            log.warning("round %d: %s; the adapter is unchanged", server_round, error)
             for reply in accepted:
                 book.drop(reply.device, "rule")
-            book.seconds = time.monotonic() - self._started
-            return None, None
+            return self._keep(server_round, str(error))
         adapter = self._space.leave(combined)
         if not updates.is_finite(adapter):
             raise RunError(
@@ -224,6 +198,12 @@ class FederatedDeft(Strategy):
         return None
 
     # --- parts of a round ------------------------------------------------------------------
+
+    def _keep(self, server_round: int, why: str) -> tuple[None, None]:
+        """Ends a round that leaves the adapter as it was."""
+        log.warning("round %d: %s; the adapter is unchanged", server_round, why)
+        self.rounds[server_round].seconds = time.monotonic() - self._started
+        return None, None
 
     def _transmit(self, server_round: int, accepted: list[wire.Reply], book: RoundLog) -> Received:
         """Sends the accepted updates over the uplink and books what that cost."""
@@ -296,23 +276,10 @@ class FederatedDeft(Strategy):
         if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
             for message in messages:
                 self._book("uplink", order, "update", wire.uplink_bytes(message))
-        if not messages:
-            book.drop(device, "silent")
-            return []
-        if len(messages) > 1:
-            book.drop(device, "duplicate")
-            return []
         try:
-            reply = wire.read_update(
-                messages[0], order=order, layout_hash=self._layout_hash, like=self._tuned
-            )
+            reply = judge(messages, order=order, layout_hash=self._layout_hash, like=self._tuned)
             self._require_finite(reply)
         except WireError as error:
-            if "ActorDiedError" in str(error):
-                raise RunError(
-                    "a simulation worker process died (most often: out of memory); lower the "
-                    "number of parallel workers or choose a smaller model"
-                ) from error
             log.warning("round %d: device %d dropped: %s", order.round, device, error)
             book.drop(device, error.reason)
             return []

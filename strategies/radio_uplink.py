@@ -16,6 +16,7 @@ from fl_app.wireless.power import PowerControl
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.report import AirReport, airtime, safe_ratio
 from fl_app.wireless.units import linear_to_db
+from fl_app.wireless.votes import VoteReport
 from strategies.uplink import Airtime, Received, Sent
 
 _SCALE_BYTES = 8
@@ -52,15 +53,7 @@ class AircompUplink:
             peak_power=self._peak_power,
             blocks=sent.sizes,
         )
-        seconds, joules = airtime(report.channel_uses, report.tx_power, self._bandwidth_hz)
-        num_devices = len(sent.updates)
-        cost = Airtime(
-            channel_uses=report.channel_uses,
-            seconds=seconds,
-            joules=joules,
-            payload_bytes=np.zeros(num_devices, np.int64),
-            control_bytes=np.full(num_devices, report.control_bytes // num_devices),
-        )
+        cost = _air_cost(report, self._bandwidth_hz, report.control_bytes // len(sent.updates))
         return _received(mean, sent, ~report.is_silent, _errors(report), cost)
 
 
@@ -94,16 +87,8 @@ class VoteUplink:
             rng,
             power=self._radio.power,
         )
-        seconds, joules = airtime(report.channel_uses, report.tx_power, self._bandwidth_hz)
-        num_devices = len(sent.updates)
-        per_device = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
-        cost = Airtime(
-            channel_uses=report.channel_uses,
-            seconds=seconds,
-            joules=joules,
-            payload_bytes=np.zeros(num_devices, np.int64),
-            control_bytes=np.full(num_devices, per_device),
-        )
+        side_bytes = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
+        cost = _air_cost(report, self._bandwidth_hz, side_bytes)
         figures = {
             "vote_error_rate": report.realised_error_rate,
             "vote_error_rate_predicted": report.predicted_error_rate,
@@ -158,6 +143,18 @@ class DigitalUplink:
             "nmse_expected": safe_ratio(report.expected_mse, report.mean_energy),
         }
         return _received(mean, sent, ~report.is_silent, figures, cost)
+
+
+def _air_cost(report: AirReport | VoteReport, bandwidth_hz: float, side_bytes: int) -> Airtime:
+    """Returns the cost of one superposition; each device sends ``side_bytes`` beside it."""
+    seconds, joules = airtime(report.channel_uses, report.tx_power, bandwidth_hz)
+    return Airtime(
+        channel_uses=report.channel_uses,
+        seconds=seconds,
+        joules=joules,
+        payload_bytes=np.zeros(len(joules), np.int64),
+        control_bytes=np.full(len(joules), side_bytes),
+    )
 
 
 def _errors(report: AirReport) -> dict[str, float]:

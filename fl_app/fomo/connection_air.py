@@ -1,5 +1,6 @@
 """What designed and learned connections share: channel draws, noise streams and the book."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class ConnectionBook:
         )
 
 
-class AirModule(nn.Module):
+class AirModule(nn.Module, ABC):
     """What designed and learned connections share: channel draws, noise streams, the book.
 
     Args:
@@ -94,6 +95,6 @@ class AirModule(nn.Module):
                 "a connection needs a channel: call redraw(round) before tuning, or measure()"
             )
 
+    @abstractmethod
     def _meet(self, true: Any, known: Any) -> None:
         """Takes a channel [num_rx, num_tx] and what is known of it."""
-        raise NotImplementedError

@@ -19,7 +19,7 @@ from fl_app.wireless.channel import ChannelState
 from fl_app.wireless.checks import check_devices
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.quantise import quantise
-from fl_app.wireless.report import safe_ratio
+from fl_app.wireless.report import Relative
 from fl_app.wireless.standardise import check_updates
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ SIDE_BITS = 128
 
 
 @dataclass(frozen=True)
-class DigitalReport:
+class DigitalReport(Relative):
     """Figures of one digital round; errors are against the mean of all scheduled devices.
 
     Attributes:
@@ -62,16 +62,6 @@ class DigitalReport:
     tx_power: Floats
     channel_uses: int
     payload_bytes: NDArray[np.int64]
-
-    @property
-    def realised_nmse(self) -> float:
-        """Realised MSE over the energy of the exact mean; ``inf`` if only that is 0."""
-        return safe_ratio(self.realised_mse, self.mean_energy)
-
-    @property
-    def predicted_nmse(self) -> float:
-        """Predicted MSE over the energy of the exact mean; ``inf`` if only that is 0."""
-        return safe_ratio(self.predicted_mse, self.mean_energy)
 
 
 @dataclass(frozen=True, kw_only=True)

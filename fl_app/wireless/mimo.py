@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from fl_app.wireless.channel import Complex, complex_normal
 from fl_app.wireless.errors import ChannelError
-from fl_app.wireless.report import safe_ratio
+from fl_app.wireless.report import Relative, safe_ratio
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ConnectionReport:
+class ConnectionReport(Relative):
     """Figures of one batch of vectors through a connection, forward or backward.
 
     Attributes:
@@ -41,16 +41,6 @@ class ConnectionReport:
     papr: float
     channel_uses: int
     control_bytes: int
-
-    @property
-    def realised_nmse(self) -> float:
-        """Realised MSE over the energy of the exact output; ``inf`` if only that is 0."""
-        return safe_ratio(self.realised_mse, self.mean_energy)
-
-    @property
-    def predicted_nmse(self) -> float:
-        """Predicted MSE over the energy of the exact output; ``inf`` if only that is 0."""
-        return safe_ratio(self.predicted_mse, self.mean_energy)
 
 
 @dataclass(frozen=True)

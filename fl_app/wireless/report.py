@@ -8,8 +8,26 @@ from numpy.typing import NDArray
 from fl_app.wireless.errors import ChannelError
 
 
+class Relative:
+    """Errors relative to the energy of the exact result, for reports with these three fields."""
+
+    predicted_mse: float
+    realised_mse: float
+    mean_energy: float
+
+    @property
+    def realised_nmse(self) -> float:
+        """Realised MSE over the energy of the exact result; ``inf`` if only that is 0."""
+        return safe_ratio(self.realised_mse, self.mean_energy)
+
+    @property
+    def predicted_nmse(self) -> float:
+        """Predicted MSE over the energy of the exact result; ``inf`` if only that is 0."""
+        return safe_ratio(self.predicted_mse, self.mean_energy)
+
+
 @dataclass(frozen=True)
-class AirReport:
+class AirReport(Relative):
     """Figures of one round's aggregation; errors are against the mean of all scheduled devices.
 
     All errors are mean squares per real entry. Entries nobody was heard on keep the value 0 and
@@ -54,16 +72,6 @@ class AirReport:
     channel_uses: int
     control_bytes: int
     unheard_reals: int
-
-    @property
-    def realised_nmse(self) -> float:
-        """Realised MSE over the energy of the exact mean; ``inf`` if only that is 0."""
-        return safe_ratio(self.realised_mse, self.mean_energy)
-
-    @property
-    def predicted_nmse(self) -> float:
-        """Predicted MSE over the energy of the exact mean; ``inf`` if only that is 0."""
-        return safe_ratio(self.predicted_mse, self.mean_energy)
 
 
 def airtime(
