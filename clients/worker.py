@@ -4,6 +4,7 @@ Nothing is reloaded per message. A device's state between messages is only what 
 """
 
 import time
+from dataclasses import asdict
 
 import torch
 from flwr.app import Message
@@ -81,6 +82,7 @@ class EmulatorWorker:
             if travels(name, self._aggregation, order.round)
         }
         if session.link is not None:
+            session.link.close_book()  # whatever a device before this one left
             session.link.redraw(order.round, device=order.device)
         loss, steps = tune(
             session.adapter.model,
@@ -102,6 +104,7 @@ class EmulatorWorker:
             loss=loss,
             steps=steps,
             seconds=time.monotonic() - started,
+            crossed={} if session.link is None else asdict(session.link.close_book()),
         )
 
     def _session(self, device: int, name: str) -> EmulatorSession | None:

@@ -48,6 +48,7 @@ class Ledger:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._channel_uses: Counter[int] = Counter()
         self._radio_seconds: dict[int, float] = {}
+        self._connection_uses: Counter[int] = Counter()
         self._joules: dict[tuple[int, int], float] = {}
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
@@ -108,6 +109,15 @@ class Ledger:
         self._radio_seconds[number] = self._radio_seconds.get(number, 0.0) + spent
         self._channel_uses[number] += uses
 
+    def book_connection(self, *, round: int, uses: int) -> None:
+        """Books channel uses of a neural connection, both directions together; adds up.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        number, count = _count("round", round), _count("uses", uses)
+        self._connection_uses[number] += count
+
     def book_joules(self, *, round: int, device: int, joules: float) -> None:
         """Books a device's transmit energy in one round; adds up.
 
@@ -121,8 +131,10 @@ class Ledger:
         """Returns the radio's totals of one round, or of all."""
         rounds = set(self._channel_uses) if round is None else {round}
         joules = [spent for (number, _), spent in sorted(self._joules.items()) if number in rounds]
+        every = set(self._connection_uses) if round is None else {round}
         return {
             "channel_uses": sum(self._channel_uses[number] for number in rounds),
+            "connection_uses": sum(self._connection_uses[number] for number in every),
             "radio_seconds": math.fsum(self._radio_seconds.get(number, 0.0) for number in rounds),
             "radio_joules": math.fsum(joules),
         }
@@ -156,7 +168,8 @@ class Ledger:
         Returns:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
             and ``adapter_downlink_bytes``; ``control_bytes`` of both links; ``channel_uses``,
-            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one; and
+            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
+            ``connection_uses`` of a neural connection, 0 without one; and
             ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
             ``emulator_bytes`` and the radio's figures for every round with a booking, ascending.
         """

@@ -7,7 +7,7 @@ instead of one per tensor, and the bytes booked are the bytes sent.
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
 STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
 PARTITION, HELD = "partition", "held"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
+CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
+"""What a device counted at its neural connection; forward is from device to server."""
 
 ACTION_HELLO = "query.hello"
 ACTION_TRAIN = "train.emulator"
@@ -68,6 +70,7 @@ class Reply:
     num_examples: int
     loss: float
     seconds: float
+    crossed: Mapping[str, int] = field(default_factory=dict)
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
@@ -182,8 +185,9 @@ def update_reply(
     loss: float,
     steps: int,
     seconds: float,
+    crossed: Mapping[str, int],
 ) -> Message:
-    """Builds a device's answer."""
+    """Builds a device's answer; ``crossed`` is empty or has a count for each of ``CROSSED``."""
     blob = to_blob(update)
     config = ConfigRecord(
         {
@@ -195,7 +199,9 @@ def update_reply(
             CRC: zlib.crc32(blob),
         }
     )
-    metrics = MetricRecord({NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds})
+    metrics = MetricRecord(
+        {NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds, **crossed}
+    )
     return Message(
         RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics}), reply_to=message
     )
@@ -234,7 +240,8 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     Raises:
         WireError: with the reason the report books: ``error``, ``missing``, ``wrong-round``,
             ``wrong-device``, ``wrong-model``, ``wrong-layout``, ``damaged``, ``wrong-shape``,
-            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds`` or ``no-emulator``.
+            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds``, ``bad-count`` or
+            ``no-emulator``.
     """
     if message.has_error():
         raise WireError("error", str(message.error.reason))
@@ -271,7 +278,10 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         raise WireError("not-finite", f"{LOSS}={loss}")
     if not 0 <= seconds < math.inf:
         raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
-    return Reply(order.device, update, num_examples, loss, seconds)
+    crossed = {name: _field(metrics, name, int) for name in CROSSED if name in metrics}
+    if min(crossed.values(), default=0) < 0:
+        raise WireError("bad-count", f"{crossed} must all be >= 0")
+    return Reply(order.device, update, num_examples, loss, seconds, crossed)
 
 
 def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -20,7 +20,7 @@ from fl_app.errors import RunError, WireError
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
-from strategies.judge import judge
+from strategies.judge import by_device, judge
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
@@ -240,16 +240,8 @@ class FederatedDeft(Strategy):
         return wire.order_message(order, self._roster.node_of[order.device], arrays)
 
     def _by_device(self, replies: Iterable[Message]) -> dict[int, list[Message]]:
-        """Sorts replies by the device that was asked, whatever they claim to be."""
         asked = {m.metadata.message_id: device for device, m in self._sent.items()}
-        found: dict[int, list[Message]] = {}
-        for reply in replies:
-            device = asked.get(reply.metadata.reply_to_message_id)
-            if device is None:
-                log.warning("ignored a reply to a message that was not sent in this round")
-                continue
-            found.setdefault(device, []).append(reply)
-        return found
+        return by_device(replies, asked)
 
     def _resend_lost(self, answered: dict[int, list[Message]]) -> dict[int, list[Message]]:
         """Sends the emulator again, within the round, to devices that lost their copy."""
@@ -287,6 +279,11 @@ class FederatedDeft(Strategy):
         self._ledger.book_seconds(
             round=order.round, device=device, phase="local", seconds=reply.seconds
         )
+        if crossed := reply.crossed:
+            uses = crossed["forward_uses"] + crossed["backward_uses"]
+            self._ledger.book_connection(round=order.round, uses=uses)
+            self._book("uplink", order, "control", crossed["forward_bytes"])
+            self._book("downlink", order, "control", crossed["backward_bytes"])
         return [reply]
 
     def _require_finite(self, reply: wire.Reply) -> None:

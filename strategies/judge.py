@@ -1,12 +1,32 @@
 """Which of a device's answers counts: exactly one, to what it was asked, undamaged."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Message
 
 from fl_app import wire
 from fl_app.errors import RunError, WireError
 from fl_app.updates import Update
+
+log = logging.getLogger("deft")
+
+
+def by_device(replies: Iterable[Message], asked: Mapping[str, int]) -> dict[int, list[Message]]:
+    """Sorts replies by the device that was asked, whatever they claim to be.
+
+    Args:
+        replies: what came back.
+        asked: id of every message of this round to the device it was sent to.
+    """
+    found: dict[int, list[Message]] = {}
+    for reply in replies:
+        device = asked.get(reply.metadata.reply_to_message_id)
+        if device is None:
+            log.warning("ignored a reply to a message that was not sent in this round")
+            continue
+        found.setdefault(device, []).append(reply)
+    return found
 
 
 def judge(

@@ -48,6 +48,13 @@ class Insertion:
         """Channel uses and side information of all connections together."""
         return sum((c.book for c in self.connections.values()), ConnectionBook())
 
+    def close_book(self) -> ConnectionBook:
+        """Returns the book and opens a new one."""
+        closed = self.book
+        for connection in self.connections.values():
+            connection.book = ConnectionBook()
+        return closed
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """What a learned link tunes, by name; nothing otherwise."""

@@ -145,6 +145,9 @@ def _traffic(result: RunResult) -> Iterator[str]:
     ]
     yield "<h2>What was sent</h2>"
     yield _table(["all devices together", "size", "bytes"], rows, numbers=(1, 2))
+    if uses := ledger.get("connection_uses"):
+        crossed = [["channel uses (complex symbols), forward and back", f"{uses:,}"]]
+        yield _table(["neural connection", "all rounds"], crossed, numbers=(1,))
     if uses := ledger.get("channel_uses"):
         radio = [
             ["channel uses (complex symbols)", f"{uses:,}"],

@@ -163,6 +163,8 @@ def final_table(result: RunResult) -> str:
     ):
         if key in ledger:
             costs.add_row(words, f"{human_bytes(ledger[key])} ({ledger[key]:,} B)")
+    if uses := ledger.get("connection_uses"):
+        costs.add_row("channel uses of neural connections", f"{uses:,}")
     if uses := ledger.get("channel_uses"):
         costs.add_row("channel uses up, all devices", f"{uses:,}")
         spent = f"{ledger['radio_seconds']:.3f} s, {ledger['radio_joules']:.3f} J"

@@ -34,7 +34,7 @@ class EmulatorConfig:
     """The split l-n-r and the compression of the middle."""
 
     left: int = 0
-    middle: int = 1
+    middle: int = 3
     """n: middle blocks kept; -1 keeps all (then nothing is dropped)."""
     right: int = 2
     sparsity: float = 0.0

@@ -8,11 +8,20 @@ import pytest
 from fl_app.bench import measure_emulator, measure_plug_in, prepare
 from fl_app.config import load_config, to_dict
 from fl_app.errors import ConfigError, ModelError
+from fl_app.finetune import local_batches
 from fl_app.job import adapter_sha256
+from fl_app.material import load_material
 from fl_app.schema import ConnectionConfig
+from fl_app.seeding import generator
 from fl_app.settings import link_spec
 from fl_app.variants import as_reference
-from tests.federation_fixtures import Player, player, tiny_federation
+from tests.federation_fixtures import (
+    NUM_DEVICES,
+    NUM_ROUNDS,
+    Player,
+    player,
+    tiny_federation,
+)
 
 __all__ = ["player", "tiny_federation"]
 
@@ -79,6 +88,30 @@ def test_noise_reaches_devices_and_repeats(player: Player, carries: str) -> None
         assert measure(bench, adapter, bench.test) == measure(bench, adapter, bench.test)
         assert link.book.forward_uses > before
         assert link.book.backward_uses == 0  # the server only measures
+
+
+def test_what_crosses_is_in_the_ledger(player: Player) -> None:
+    """Per step and direction: real tokens times channel uses of one hidden state."""
+    played = player.play(CUT, "connection.tx_snr_db=5", warm=True)
+    account = played.outcome.ledger.as_dict()
+    config = played.bench.config
+    material, tokens = load_material(config), 0
+    for exchange in played.grid.exchanges:
+        encoded = played.bench.task.encode(material.of_device(exchange.device))
+        rng = generator(config.seed, "local", exchange.round, exchange.device)
+        size = config.finetune.batch_size
+        step = next(local_batches(encoded, batch_size=size, epochs=1, rng=rng))
+        tokens += int(encoded.lengths[step].sum())
+    assert len(played.grid.exchanges) == NUM_DEVICES * NUM_ROUNDS
+    hidden = played.bench.backbone.model.config.hidden_size
+    streams = min(config.connection.num_tx, config.connection.num_rx)
+    assert account["connection_uses"] == 2 * tokens * -(-hidden // streams)
+    assert account["channel_uses"] == 0
+    side = account["control_bytes"]  # means and scales, one set a pass, whatever the batch
+    assert isinstance(side, int)
+    assert side > 0
+    assert side % (NUM_DEVICES * NUM_ROUNDS) == 0
+    assert player.play(warm=True).outcome.ledger.as_dict()["connection_uses"] == 0
 
 
 def test_rounds_meet_other_channels(player: Player) -> None:

@@ -38,7 +38,7 @@ def _booked(bookings: list[dict[str, Any]]) -> Ledger:
     return ledger
 
 
-_SILENT = {"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0}
+_SILENT = {"channel_uses": 0, "connection_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0}
 """What a run without a radio has to say of one."""
 
 

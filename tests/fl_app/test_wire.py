@@ -72,6 +72,7 @@ def _reply(**changes: Any) -> tuple[wire.Order, Message]:
         "loss": 0.5,
         "steps": 2,
         "seconds": 0.125,
+        "crossed": {},
     }
     return order, wire.update_reply(_sent(order), order, **{**fields, **changes})
 
