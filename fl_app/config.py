@@ -8,6 +8,7 @@ directory, because Flower runs the code from its own copy.
 import dataclasses
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ GROUPS: dict[str, dict[str, type]] = {
         "local": schema.LocalData,
         "hub": schema.HubData,
     },
-    "strategy": {"emulator_download": schema.EmulatorDownloadStrategy},
+    "strategy": {
+        "emulator_download": schema.EmulatorDownloadStrategy,
+        "gradient_download": schema.GradientDownloadStrategy,
+    },
     "channel": {
         "ideal": schema.IdealChannel,
         "aircomp": schema.AircompChannel,
@@ -101,7 +105,7 @@ def _load(overrides: str) -> schema.Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose("config", overrides=[opened(word) for word in words])
+            composed = compose("config", overrides=[*implied(words), *map(opened, words)])
         config: Any = OmegaConf.to_object(composed)
     except ConfigError:
         raise
@@ -111,6 +115,17 @@ def _load(overrides: str) -> schema.Config:
         GlobalHydra.instance().clear()
     checked: schema.Config = config
     return checked
+
+
+def implied(words: Sequence[str]) -> list[str]:
+    """Returns the group choices that follow from others; a choice among ``words`` overrules them.
+
+    Gradient download tunes a soft prompt unless another variant is asked for.
+    """
+    if "strategy=gradient_download" not in words:
+        return []
+    named = [w.partition("=")[2] for w in words if w.startswith("strategy.variant=")]
+    return ["peft=prompt"] if not named or named[-1] == "prompt" else []
 
 
 def opened(word: str) -> str:

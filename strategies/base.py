@@ -145,12 +145,8 @@ class FederatedDeft(Strategy):
         Raises:
             RunError: a simulation worker died, which poisons every later round.
         """
-        answered = self._resend_lost(self._by_device(replies))
         book = self.rounds[server_round]
-        accepted = []
-        for device in sorted(self._orders):
-            messages = answered.get(device, [])
-            accepted += self._judge(device, messages, book)
+        accepted = self.collect(replies, book)
         if not accepted:
             return self._keep(server_round, "no update counts")
         received = self._transmit(server_round, accepted, book)
@@ -198,6 +194,15 @@ class FederatedDeft(Strategy):
         return None
 
     # --- parts of a round ------------------------------------------------------------------
+
+    def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
+        """Returns the answers that count, by device; books everybody else as dropped."""
+        answered = self._resend_lost(self._by_device(replies))
+        return [
+            reply
+            for device in sorted(self._orders)
+            for reply in self._judge(device, answered.get(device, []), book)
+        ]
 
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""

@@ -30,6 +30,7 @@ from fl_app.schema.device import (
     PromptConfig,
     SimulationFederation,
 )
+from fl_app.schema.gradient import GradientDownloadStrategy, ScalarConfig, StreamConfig
 from fl_app.schema.model import (
     HeadConfig,
     HubModel,
@@ -64,6 +65,7 @@ __all__ = [
     "EmulatorDownloadStrategy",
     "FederationConfig",
     "FinetuneConfig",
+    "GradientDownloadStrategy",
     "HeadConfig",
     "HubData",
     "HubModel",
@@ -79,7 +81,9 @@ __all__ = [
     "PeftConfig",
     "PromptConfig",
     "RadioChannel",
+    "ScalarConfig",
     "ServerRuleConfig",
     "SimulationFederation",
     "StrategyConfig",
+    "StreamConfig",
 ]

@@ -1,0 +1,98 @@
+"""Options of federated DEFT by gradient download."""
+
+from dataclasses import dataclass, field
+from math import inf
+
+from fl_app.schema.checks import one_of, require
+from fl_app.schema.strategy import StrategyConfig
+
+VARIANTS = ("prompt", "cut", "lora", "scalar")
+LABELS = ("private", "server")
+FEATURE_DTYPES = ("float32", "float16", "int8")
+TRANSPORTS = ("auto", "messages", "stream")
+
+
+@dataclass
+class StreamConfig:
+    """Where the server listens for strategy.transport=stream."""
+
+    host: str = "127.0.0.1"
+    """Address the server binds; 0.0.0.0 for every interface."""
+    advertised_host: str | None = None
+    """Address devices are told to connect to; null: the same as ``host``."""
+    port: int = 0
+    """Port the server binds; 0: any that is free."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("strategy.stream.port", self.port, 0 <= self.port < 65536, "must be 0 to 65535")
+
+
+@dataclass
+class ScalarConfig:
+    """Zeroth-order gradients of strategy.variant=scalar."""
+
+    step: float = 1e-3
+    """eps of the two-point estimate (L(theta + eps z) - L(theta - eps z)) / (2 eps)."""
+    lr: float = 1e-4
+    """Learning rate of theta - lr g z."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for key in ("step", "lr"):
+            value = getattr(self, key)
+            require(f"strategy.scalar.{key}", value, 0 < value < inf, "must be > 0 and finite")
+
+
+@dataclass
+class GradientDownloadStrategy(StrategyConfig):
+    """The FoMo stays at the server; devices upload features and download gradients."""
+
+    variant: str = "prompt"
+    """prompt (a soft prompt on the device), cut (the first blocks and their LoRA on the device),
+    lora (LoRA at the server, owned by the device) or scalar (zeroth order: seeds up, one number per
+    direction down). prompt needs peft=prompt, the others peft=lora; that is chosen along."""
+    labels: str = "private"
+    """private (the last hidden states come down and the loss stays on the device) or server (labels
+    go up with the features)."""
+    cut: int = 1
+    """Blocks on the device for variant=cut, >= 1."""
+    left: int = 0
+    """Blocks, from the input, that get LoRA for variant=lora and scalar."""
+    right: int = 2
+    """Blocks, up to the last, that get LoRA for variant=lora and scalar."""
+    wire_dtype: str = "float16"
+    """Of the device's part of the model: float16 or float32."""
+    features: str = "float32"
+    """Of features, states and their gradients: float32, float16 or int8 (stochastic rounding)."""
+    shared_gradient: bool = False
+    """Average the gradients of all devices in every step and send everybody the same one."""
+    max_in_flight: int = 10
+    """Devices whose graphs the server holds at once, in one pass; the rest of a step queues."""
+    exchange_timeout_s: float = 120.0
+    """Seconds the server waits for an answer within a step."""
+    transport: str = "auto"
+    """messages (Flower's), stream (one connection a round), or auto: messages in simulation, stream
+    on real devices, where every Flower message costs seconds."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    scalar: ScalarConfig = field(default_factory=ScalarConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges; whether blocks fit the model is checked where that is known."""
+        super().__post_init__()
+        one_of("strategy.variant", self.variant, VARIANTS)
+        one_of("strategy.labels", self.labels, LABELS)
+        one_of("strategy.features", self.features, FEATURE_DTYPES)
+        one_of("strategy.transport", self.transport, TRANSPORTS)
+        one_of("strategy.wire_dtype", self.wire_dtype, ("float16", "float32"))
+        require("strategy.cut", self.cut, self.cut >= 1, "must be >= 1")
+        for key in ("left", "right"):
+            value = getattr(self, key)
+            require(f"strategy.{key}", value, value >= 0, "must be >= 0")
+        both = self.left + self.right
+        require("strategy.right", self.right, both >= 1, "and strategy.left must not both be 0")
+        require(
+            "strategy.max_in_flight", self.max_in_flight, self.max_in_flight >= 1, "must be >= 1"
+        )
+        wait = self.exchange_timeout_s
+        require("strategy.exchange_timeout_s", wait, 0 < wait < inf, "must be > 0 seconds, finite")
