@@ -38,6 +38,7 @@ from fl_app.schema.model import (
     MinilmModel,
     ModelConfig,
     PeftConfig,
+    PromptTuningConfig,
 )
 from fl_app.schema.run import Config
 from fl_app.schema.strategy import (
@@ -78,6 +79,7 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "PromptConfig",
+    "PromptTuningConfig",
     "RadioChannel",
     "ServerRuleConfig",
     "SimulationFederation",
