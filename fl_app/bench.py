@@ -16,7 +16,7 @@ from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone, load_backbone, require_length
+from fl_app.fomo.backbone import Backbone, load_backbone
 from fl_app.fomo.compress import Compression
 from fl_app.fomo.connection_insert import Insertion
 from fl_app.fomo.distil import Distillation, distil
@@ -36,7 +36,14 @@ from fl_app.schema import (
     SimulationFederation,
 )
 from fl_app.seeding import generator
-from fl_app.settings import adapter_for, connect, split_of, task_for
+from fl_app.settings import (
+    adapter_for,
+    connect,
+    prompted_body,
+    require_peft_fits,
+    split_of,
+    task_for,
+)
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 from strategies.build import build_rule, require_fit
@@ -111,7 +118,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         labels=material.labels,
         seed=config.seed,
     )
-    require_length(backbone.model.config, config.model.max_length)
+    require_peft_fits(config, backbone.model)
     task = task_for(config, backbone.model, files=backbone.files, labels=backbone.labels)
     public = task.encode(material.public)
     carried = _set_pooler(config, backbone, task, public)
@@ -201,6 +208,7 @@ def _set_pooler(config: Config, backbone: Backbone, task: Task, public: Encoded)
     standardise_pooler(
         backbone.model,
         (task.batch(public, range(len(public))[i : i + _MEASURED_AT_ONCE]) for i in rows),
+        prompted_body(config, backbone.model),
     )
     path = pooler_of(backbone.model)
     return (path,) if path else ()

@@ -33,7 +33,11 @@ GROUPS: dict[str, dict[str, type]] = {
         "local": schema.LocalModel,
         "hub": schema.HubModel,
     },
-    "peft": {"lora": schema.LoraConfig, "head": schema.HeadConfig},
+    "peft": {
+        "lora": schema.LoraConfig,
+        "head": schema.HeadConfig,
+        "prompt": schema.PromptTuningConfig,
+    },
     "data": {
         "docstrings": schema.DocstringsData,
         "embedded": schema.EmbeddedData,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fl_app.errors import ModelError
+from fl_app.fomo.adapter import is_head
 from fl_app.tasks import Encoded, Task
 
 _BATCHES_PER_POOL = 8
@@ -23,7 +24,7 @@ class LocalTuning:
         epochs: passes over the device's data, >= 1.
         max_steps: at most this many steps, None for no limit.
         batch_size: examples per local step.
-        lr: AdamW learning rate of the LoRA factors.
+        lr: AdamW learning rate of the LoRA factors or the soft prompt.
         head_lr: AdamW learning rate of the task head.
         eps: AdamW's denominator constant. A first step is lr g / (|g| + eps), so a gradient well
             below eps moves little, where the usual 1e-8 makes any gradient a full step.
@@ -80,7 +81,7 @@ def tune(
 
     Args:
         model: the (wrapped) model the parameters belong to, in ``eval`` mode.
-        parameters: tunable parameters by name; LoRA factors have ``lora_`` in theirs.
+        parameters: tunable parameters by name; ``is_head`` tells which rate is theirs.
         task: gives batches and the loss.
         encoded: the device's examples, at least one.
         settings: learning rates and lengths.
@@ -92,9 +93,9 @@ def tune(
     Raises:
         ModelError: a loss is not finite.
     """
-    lora = [p for name, p in parameters.items() if ".lora_" in name]
-    head = [p for name, p in parameters.items() if ".lora_" not in name]
-    groups = [{"params": lora, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    body = [p for name, p in parameters.items() if not is_head(name)]
+    head = [p for name, p in parameters.items() if is_head(name)]
+    groups = [{"params": body, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
     optimiser = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         eps=settings.eps,

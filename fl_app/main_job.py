@@ -25,7 +25,8 @@ from fl_app.result import (
     package_versions,
     write_result,
 )
-from fl_app.schema import Config, EdgeFederation, LoraConfig
+from fl_app.schema import Config, EdgeFederation
+from fl_app.settings import adapter_spec
 from fl_app.tasks import KINDS
 from fl_app.updates import Update
 from fl_app.variants import REFERENCES
@@ -133,7 +134,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     final["emulator"] = measure_emulator(bench, outcome.adapter, bench.test)
     federated = time.monotonic()
     timings["federation"] = federated - prepared
-    if isinstance(config.peft, LoraConfig):
+    if adapter_spec(config.peft) is not None:
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
     final |= run_references(_references(config), overrides)

@@ -7,11 +7,12 @@ from typing import Any, cast
 from fl_app.errors import ConfigError
 from fl_app.finetune import LocalTuning
 from fl_app.fomo.adapter import Adapter, LoraSpec
-from fl_app.fomo.backbone import head_modules
+from fl_app.fomo.backbone import head_modules, require_length
 from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
 from fl_app.fomo.connection_link import LinkSpec
 from fl_app.fomo.emulator import Split
+from fl_app.fomo.soft_prompt import PromptedModel, PromptSpec, token_table
 from fl_app.schema import (
     Config,
     ConnectionConfig,
@@ -21,13 +22,14 @@ from fl_app.schema import (
     HeadConfig,
     LoraConfig,
     PeftConfig,
+    PromptTuningConfig,
 )
 from fl_app.tasks import Columns, Task, build_task
 from fl_app.wireless.channel import Fading, Kind
 
 
-def lora_spec(peft: PeftConfig) -> LoraSpec | None:
-    """Returns the LoRA layers; None tunes the head alone."""
+def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
+    """Returns the LoRA layers or the soft prompt; None tunes the head alone."""
     match peft:
         case LoraConfig():
             return LoraSpec(
@@ -36,6 +38,8 @@ def lora_spec(peft: PeftConfig) -> LoraSpec | None:
                 targets=tuple(peft.targets),
                 train_a=peft.aggregation != "freeze-a",
             )
+        case PromptTuningConfig():
+            return PromptSpec(num_tokens=peft.num_tokens, init=peft.init)
         case HeadConfig():
             return None
         case _:
@@ -43,12 +47,35 @@ def lora_spec(peft: PeftConfig) -> LoraSpec | None:
 
 
 def aggregation_of(peft: PeftConfig) -> str:
-    """Returns how LoRA factors are averaged; a head has none, so any way is exact."""
+    """Returns how LoRA factors are averaged; head and prompt have none: their mean is exact."""
     match peft:
         case LoraConfig():
             return peft.aggregation
         case _:
             return "factors"
+
+
+def require_peft_fits(config: Config, model: Any) -> None:
+    """Checks the longest input, prompt included, before anything is built on the model.
+
+    Raises:
+        ModelError: too few positions, or a prompt for a model that cannot take one.
+    """
+    match config.peft:
+        case PromptTuningConfig(num_tokens=num_tokens):
+            token_table(model)
+            require_length(model.config, config.model.max_length, num_tokens)
+        case _:
+            require_length(model.config, config.model.max_length)
+
+
+def prompted_body(config: Config, model: Any) -> PromptedModel | None:
+    """Returns the model without its head behind the starting prompt; None without a prompt."""
+    match spec := adapter_spec(config.peft):
+        case PromptSpec():
+            return PromptedModel(model.base_model, spec, seed=config.seed)
+        case _:
+            return None
 
 
 def split_of(emulator: EmulatorConfig, model_config: Any) -> Split:
@@ -88,7 +115,7 @@ def adapter_for(
         split: which blocks are tuned.
         carried: frozen modules to save with the adapter.
     """
-    spec = lora_spec(config.peft)
+    spec = adapter_spec(config.peft)
     return Adapter(
         model,
         blocks=blocks,

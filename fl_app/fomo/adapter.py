@@ -1,6 +1,6 @@
-"""The adapter: LoRA factors in chosen blocks plus the task head, read and written by name.
+"""The adapter: LoRA in chosen blocks or a soft prompt, plus the task head, by name.
 
-PEFT makes the layers; this module only says where they go, draws their starting values from a
+PEFT makes the LoRA layers; this module only says where they go, draws their starting values from a
 named stream, and names their parameters as PEFT names them in a saved adapter. The names are those
 of the *full* model on server and device alike, so an adapter tuned on an emulator plugs in as is.
 """
@@ -20,11 +20,20 @@ from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
+from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptedModel, PromptSpec
 from fl_app.seeding import generator
 from fl_app.updates import Update
 
 _PEFT_LEAD = "base_model.model."
 _ALL = "all-linear"
+
+
+def is_head(name: str) -> bool:
+    """Tells whether a tunable parameter belongs to the task head, by its canonical name.
+
+    Heads have a learning rate of their own; LoRA factors and a soft prompt share the other one.
+    """
+    return ".lora_" not in name and name != PROMPT_NAME
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,14 @@ class Adapter:
         blocks: indices, in the full model, of the model's blocks in order.
         tuned_blocks: indices, in the full model, of the blocks that get LoRA.
         heads: names of head modules tuned in full.
-        spec: the LoRA layers; None tunes the head alone.
-        seed: seeds A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
+        spec: the LoRA layers or the soft prompt; None tunes the head alone.
+        seed: seeds the prompt, or A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
         carried: names of frozen modules that are not as in the checkpoint; they are saved along, so
             that the adapter gives the same outputs on the untouched model.
 
     Raises:
-        ModelError: nothing would be tuned, or no map has one of the target names.
+        ModelError: nothing would be tuned, no map has one of the target names, or the model takes
+            no soft prompt.
     """
 
     def __init__(
@@ -69,16 +79,21 @@ class Adapter:
         blocks: Sequence[int],
         tuned_blocks: Sequence[int],
         heads: Sequence[str],
-        spec: LoraSpec | None,
+        spec: LoraSpec | PromptSpec | None,
         seed: int,
         carried: Sequence[str] = (),
     ) -> None:
         self._stacks = stack_paths(model)
         self._to_full = dict(enumerate(blocks))
-        if spec is not None:
-            self.model = self._wrap(model, set(tuned_blocks), (*heads, *carried), spec)
-        else:
-            self.model = _HeadOnly(model, heads)
+        self.model: Any
+        match spec:
+            case LoraSpec():
+                self.model = self._wrap(model, set(tuned_blocks), (*heads, *carried), spec)
+            case PromptSpec():
+                self.model = PromptedModel(model, spec, seed=seed, heads=heads, carried=carried)
+            case None:
+                self.model = _HeadOnly(model, heads)
+        self._spec = spec
         for module in carried:
             self.model.base_model.model.get_submodule(module).requires_grad_(False)
         self._tuned: dict[str, nn.Parameter] = {}
@@ -86,7 +101,7 @@ class Adapter:
             canonical = self._canonical(name)
             if ".lora_A." in name:
                 _draw_a(parameter, seed, canonical)
-                parameter.requires_grad_(spec is not None and spec.train_a)
+                parameter.requires_grad_(getattr(spec, "train_a", False))
             if parameter.requires_grad:
                 self._tuned[canonical] = parameter
         if not self._tuned:
@@ -129,6 +144,8 @@ class Adapter:
             return peft.get_peft_model(model, config)
 
     def _canonical(self, name: str) -> str:
+        if name == PROMPT_NAME:
+            return name
         plain = name.removeprefix(_PEFT_LEAD)
         plain = plain.replace(".modules_to_save.default", "").replace(".default", "")
         if ".original_module" in plain:
@@ -175,13 +192,13 @@ class Adapter:
         Raises:
             ModelError: only a head was tuned, which is no PEFT adapter.
         """
-        if isinstance(self.model, _HeadOnly):
+        if self._spec is None:
             raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
         self.model.save_pretrained(folder)
         # PEFT writes its set of names in random order; equal adapters shall be equal files.
         path = folder / "adapter_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["target_modules"].sort()
+        content.get("target_modules", []).sort()
         path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -123,8 +123,13 @@ def load_backbone(source: str, *, task: str, labels: tuple[str, ...], seed: int)
     )
 
 
-def require_length(config: Any, max_length: int) -> None:
+def require_length(config: Any, max_length: int, num_tokens: int = 0) -> None:
     """Checks that a model has a position for every token of the longest input.
+
+    Args:
+        config: the model's ``transformers`` configuration.
+        max_length: tokens of the longest text.
+        num_tokens: virtual tokens of a soft prompt in front of it.
 
     Raises:
         ModelError: it has fewer.
@@ -134,6 +139,12 @@ def require_length(config: Any, max_length: int) -> None:
         return
     if config.model_type == "roberta":  # counts positions from behind its padding token
         positions -= config.pad_token_id + 1
+    if num_tokens and num_tokens + max_length > positions:
+        raise ModelError(
+            f"peft.num_tokens={num_tokens} and model.max_length={max_length} are more than the "
+            f"{positions} positions of this {config.model_type} model; lower one of them, so that "
+            f"their sum is {positions} or less"
+        )
     if max_length > positions:
         raise ModelError(
             f"model.max_length={max_length} is more than the {positions} positions of this "

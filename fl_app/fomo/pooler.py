@@ -5,7 +5,7 @@ weights small and random) looks untrained. The pooler's outputs share a large co
 which classes differ little, and under label skew a few local steps mostly move along that offset.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ def pooler_of(model: Any) -> str | None:
     return f"{model.base_model_prefix}.{name}"
 
 
-def standardise_pooler(model: Any, batches: Iterable[Batch]) -> None:
+def standardise_pooler(
+    model: Any, batches: Iterable[Batch], body: Callable[..., Any] | None = None
+) -> None:
     """Sets the pooler to tanh(g (h - mean) / std), g = 0.5, h the first token's last hidden state.
 
     Mean and standard deviation are per coordinate, over public rows. The outputs are centred and of
@@ -37,6 +39,8 @@ def standardise_pooler(model: Any, batches: Iterable[Batch]) -> None:
     Args:
         model: the full model; its pooler [width, width] is changed in place.
         batches: public batches, at least two rows in all.
+        body: gives the last hidden states; None: the model without its head. With a soft prompt the
+            first token is the prompt's, so what is measured must have the prompt, too.
 
     Raises:
         ModelError: the model has no pooler, or there are fewer than two rows.
@@ -47,9 +51,10 @@ def standardise_pooler(model: Any, batches: Iterable[Batch]) -> None:
             f"model.pooler=standardised: a {model.config.model_type} classifier has no pooler; "
             "choose model.pooler=checkpoint"
         )
+    run = body or model.base_model
     with torch.no_grad():
         states = [
-            model.base_model(
+            run(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).last_hidden_state[:, 0]
             for batch in batches

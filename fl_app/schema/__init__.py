@@ -39,6 +39,7 @@ from fl_app.schema.model import (
     MinilmModel,
     ModelConfig,
     PeftConfig,
+    PromptTuningConfig,
 )
 from fl_app.schema.run import Config
 from fl_app.schema.strategy import (
@@ -80,6 +81,7 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "PromptConfig",
+    "PromptTuningConfig",
     "RadioChannel",
     "ScalarConfig",
     "ServerRuleConfig",

@@ -25,8 +25,8 @@ class FinetuneConfig:
     """At most this many local steps a round; null: no limit."""
     batch_size: int = 8
     lr: float = 1e-3
-    """AdamW learning rate of LoRA. Where gradients are small (language models), the large ``eps``
-    asks for a large lr."""
+    """AdamW learning rate of LoRA, or of a soft prompt. Where gradients are small (language models),
+    the large ``eps`` asks for a large lr."""
     head_lr: float = 5e-3
     """AdamW learning rate of the task head."""
     eps: float = 1e-3

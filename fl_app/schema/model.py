@@ -58,6 +58,22 @@ class HeadConfig(PeftConfig):
 
 
 @dataclass
+class PromptTuningConfig(PeftConfig):
+    """A soft prompt in front of the input embeddings, plus the task head; for text only."""
+
+    num_tokens: int = 20
+    """Virtual tokens m; together with model.max_length they must fit the model's positions."""
+    init: str = "vocabulary"
+    """Starting values: vocabulary (embeddings of tokens drawn at random) or normal (as spread out
+    as the embedding table)."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("peft.num_tokens", self.num_tokens, self.num_tokens >= 1, "must be >= 1")
+        one_of("peft.init", self.init, ("vocabulary", "normal"))
+
+
+@dataclass
 class LoraConfig(PeftConfig):
     """LoRA in every block outside the middle, the same rank everywhere."""
 

@@ -21,7 +21,7 @@ from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
 from fl_app.material import needed_columns
 from fl_app.schema.checks import MISSING
-from fl_app.settings import columns_of, lora_spec
+from fl_app.settings import adapter_spec, columns_of
 from fl_app.variants import REFERENCES, as_reference
 from strategies.build import build_strategy
 from strategies.roster import Roster
@@ -44,7 +44,7 @@ def _check_builds(config: schema.Config) -> None:
         config, roster=Roster({0: 1}), ledger=Ledger(), layout_hash="", emulator=b""
     )
     assert strategy.model_hash
-    assert (lora_spec(config.peft) is None) == isinstance(config.peft, schema.HeadConfig)
+    assert (adapter_spec(config.peft) is None) == isinstance(config.peft, schema.HeadConfig)
     assert columns_of(config.data).text == config.data.text_column
     assert needed_columns(config)
     for reference in REFERENCES:
