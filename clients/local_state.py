@@ -4,7 +4,7 @@ Ray may hand every message of a round to another process, so nothing lives in me
 the optimiser's moments and gradients that wait for their step travel in this state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from fl_app.errors import ModelError
-from fl_app.finetune import LocalTuning, is_adapter
+from fl_app.finetune import LocalTuning, optimiser_of
 from fl_app.payload import Payload, read_payload
 from fl_app.updates import Update
 
 _KIND = "state"
 _MAX_BYTES = 2**31
-_PARTS = ("start", "now", "first_moment", "second_moment", "waiting")
+_PARTS = ("start", "now", "first_moment", "second_moment", "waiting", "readout")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class LocalState:
         first_moment: AdamW's, by name; empty before the first step.
         second_moment: likewise.
         waiting: gradients known before the step's others are (the head's).
+        readout: bool, one or no array: which states the head of this step reads.
     """
 
     round: int
@@ -55,6 +56,7 @@ class LocalState:
     first_moment: Update = field(default_factory=dict)
     second_moment: Update = field(default_factory=dict)
     waiting: Update = field(default_factory=dict)
+    readout: dict[str, np.ndarray[Any, np.dtype[np.bool_]]] = field(default_factory=dict)
 
     def to_blob(self) -> bytes:
         """Serialises."""
@@ -74,7 +76,7 @@ def read_state(blob: bytes) -> LocalState:
         WireError: damaged.
     """
     payload = read_payload(blob, max_bytes=_MAX_BYTES)
-    parts: dict[str, Update] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for key, array in payload.arrays.items():
         part, _, name = key.partition("|")
         parts[part][name] = array
@@ -83,7 +85,10 @@ def read_state(blob: bytes) -> LocalState:
 
 
 def stepped(
-    state: LocalState, gradients: Mapping[str, torch.Tensor], settings: LocalTuning
+    state: LocalState,
+    gradients: Mapping[str, torch.Tensor],
+    settings: LocalTuning,
+    tuned: Collection[str],
 ) -> LocalState:
     """Returns the state after one AdamW step: that of ``fl_app.finetune.tune``, to the last bit.
 
@@ -91,11 +96,14 @@ def stepped(
         state: before; not changed. Its waiting gradients are used up.
         gradients: of the loss, for every tunable parameter without a waiting one.
         settings: learning rates and the like.
+        tuned: names of the parameters to change.
 
     Raises:
         ModelError: a gradient is missing or not finite.
     """
-    parameters = {name: nn.Parameter(torch.from_numpy(a.copy())) for name, a in state.now.items()}
+    parameters = {
+        name: nn.Parameter(torch.from_numpy(state.now[name].copy())) for name in sorted(tuned)
+    }
     waiting = {name: torch.from_numpy(array.copy()) for name, array in state.waiting.items()}
     for name, parameter in parameters.items():
         gradient = gradients.get(name, waiting.get(name))
@@ -106,7 +114,7 @@ def stepped(
             pull = parameter.detach() - torch.from_numpy(state.start[name])
             parameter.grad += state.proximal_mu * pull
     torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
-    optimiser = _optimiser(parameters, settings)
+    optimiser = optimiser_of(parameters, settings)
     for name, parameter in parameters.items():
         if name in state.first_moment:
             optimiser.state[parameter] = {
@@ -119,22 +127,11 @@ def stepped(
     return replace(
         state,
         step=state.step + 1,
-        now={name: _numpy(parameter) for name, parameter in parameters.items()},
+        now=state.now | {name: _numpy(parameter) for name, parameter in parameters.items()},
         first_moment={name: _numpy(moment["exp_avg"]) for name, moment in moments.items()},
         second_moment={name: _numpy(moment["exp_avg_sq"]) for name, moment in moments.items()},
         waiting={},
-    )
-
-
-def _optimiser(parameters: Mapping[str, nn.Parameter], settings: LocalTuning) -> torch.optim.AdamW:
-    groups = (
-        ([p for n, p in parameters.items() if is_adapter(n)], settings.lr),
-        ([p for n, p in parameters.items() if not is_adapter(n)], settings.head_lr),
-    )
-    return torch.optim.AdamW(
-        [{"params": members, "lr": lr} for members, lr in groups if members],
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+        readout={},
     )
 
 

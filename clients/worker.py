@@ -10,13 +10,10 @@ import torch
 from flwr.app import Message
 
 from clients.cache import BlobCache
+from clients.device_data import DeviceData
 from fl_app import wire
-from fl_app.data.examples import Examples
-from fl_app.data.source import load_file, require_columns
-from fl_app.errors import DataError
 from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
-from fl_app.material import Material, load_material, needed_columns
 from fl_app.schema import Config
 from fl_app.seeding import generator
 from fl_app.settings import adapter_for, aggregation_of, connect, local_tuning, task_for
@@ -56,9 +53,9 @@ class EmulatorWorker:
     """
 
     def __init__(self, *, config: Config, cache: BlobCache, local_path: str | None) -> None:
-        self._config, self._cache, self._local_path = config, cache, local_path
+        self._config, self._cache = config, cache
+        self._data = DeviceData(config, local_path)
         self._aggregation = aggregation_of(config.peft)
-        self._material: Material | None = None
         self._loaded: tuple[str, EmulatorSession] | None = None
 
     def train(self, message: Message) -> Message:
@@ -72,8 +69,9 @@ class EmulatorWorker:
         if session is None:
             return wire.no_emulator_reply(message, order)
         if order.device not in session.encoded:
-            examples = self._examples(order.device, session.data_digest)
-            session.encoded[order.device] = session.task.encode(examples)
+            session.encoded[order.device] = self._data.encoded(
+                order.device, session.data_digest, session.task.encode
+            )
         encoded = session.encoded[order.device]
         session.adapter.write(order.adapter)
         tuned = {
@@ -120,18 +118,3 @@ class EmulatorWorker:
             self._loaded = name, session
         session.checked.add(device)
         return session
-
-    def _examples(self, device: int, digest: str) -> Examples:
-        if self._local_path is not None:
-            examples = load_file(self._local_path, key="node-config data-path")
-            require_columns(examples, needed_columns(self._config))
-            return examples
-        if self._material is None:
-            self._material = load_material(self._config)
-        if self._material.digest != digest:
-            raise DataError(
-                "the training rows here are not the server's (another file, or, for "
-                "data=docstrings, another release of Python), so shares would overlap; give the "
-                'node its own file with --node-config "data-path=..."'
-            )
-        return self._material.of_device(device)

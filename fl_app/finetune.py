@@ -69,6 +69,20 @@ def local_batches(
             yield [int(index) for index in batches[i]]
 
 
+def optimiser_of(
+    parameters: Mapping[str, nn.Parameter], settings: LocalTuning
+) -> torch.optim.AdamW:
+    """Returns AdamW with one learning rate for adapters and one for heads."""
+    body = [p for name, p in parameters.items() if not is_head(name)]
+    head = [p for name, p in parameters.items() if is_head(name)]
+    groups = [{"params": body, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
 def tune(
     model: Any,
     parameters: Mapping[str, nn.Parameter],
@@ -93,14 +107,7 @@ def tune(
     Raises:
         ModelError: a loss is not finite.
     """
-    body = [p for name, p in parameters.items() if not is_head(name)]
-    head = [p for name, p in parameters.items() if is_head(name)]
-    groups = [{"params": body, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
-    optimiser = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    optimiser = optimiser_of(parameters, settings)
     received = [p.detach().clone() for p in parameters.values()]
     losses: list[float] = []
     local_loss = task.local_loss(encoded, settings.logit_adjustment)

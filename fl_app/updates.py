@@ -1,5 +1,7 @@
 """Named float32 arrays: what devices upload and the server combines. NumPy only."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,6 +37,12 @@ def travels(name: str, aggregation: str, server_round: int) -> bool:
     if aggregation != "alternate":
         return True
     return (".lora_A." if server_round % 2 else ".lora_B.") not in name
+
+
+def layout_hash(update: Mapping[str, NDArray[np.float32]]) -> str:
+    """Returns the SHA-256 of names and shapes: equal where adapters fit together."""
+    layout = [(name, list(update[name].shape), "float32") for name in sorted(update)]
+    return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
 
 
 def is_finite(update: Mapping[str, NDArray[np.float32]]) -> bool:

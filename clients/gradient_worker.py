@@ -1,0 +1,245 @@
+"""The device side of gradient download: features up, gradients down, one local step at a time.
+
+Between two exchanges a device is a ``LocalState`` in bytes and nothing else; the front is computed
+again when its gradient arrives, so no graph waits for an answer.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from flwr.app import Message
+
+from clients.cache import BlobCache
+from clients.device_data import DeviceData
+from clients.device_session import DeviceSession
+from clients.local_state import LocalState, read_state, stepped
+from fl_app import wire
+from fl_app.errors import WireError
+from fl_app.features_wire import (
+    BEGIN,
+    FEATURES,
+    GRADIENT,
+    MAX_BYTES,
+    NO_FRONT,
+    OWN,
+    PARAMETER,
+    SLOPES,
+    STATES,
+    UPDATE,
+    Begin,
+    FeatureWire,
+    parameters_in,
+    parameters_out,
+    read_begin,
+)
+from fl_app.finetune import local_batches
+from fl_app.payload import Payload, read_payload
+from fl_app.schema import Config, GradientDownloadStrategy
+from fl_app.seeding import generator
+from fl_app.settings import aggregation_of, local_tuning
+from fl_app.tasks import Batch
+from fl_app.updates import layout_hash, travels
+
+
+class GradientWorker:
+    """Handles the exchanges of gradient download.
+
+    Args:
+        config: the run's configuration.
+        strategy: its strategy.
+        cache: where this process's devices keep their part of the model.
+        local_path: file or folder with the device's own data; None for simulated devices.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        strategy: GradientDownloadStrategy,
+        cache: BlobCache,
+        local_path: str | None,
+    ) -> None:
+        self._config, self._strategy, self._cache = config, strategy, cache
+        self._data = DeviceData(config, local_path)
+        self._wire = FeatureWire(strategy.features)
+        self._loaded: tuple[str, DeviceSession] | None = None
+
+    def store(self, message: Message) -> Message:
+        """Keeps the device's part of the model, which crosses the wire once."""
+        front = wire.read_front(message)
+        self._cache.put(front.device, front.model_hash, front.blob)
+        return wire.front_reply(message, front.device)
+
+    def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
+        """Answers one exchange; see ``clients.steps.Handle``.
+
+        Raises:
+            DeftError: the message does not follow the last one, or something does not fit.
+        """
+        torch.set_num_threads(1)  # more would change sums, and fight with the other workers
+        started = time.monotonic()
+        payload = read_payload(blob, max_bytes=MAX_BYTES)
+        if state is None:
+            begin = read_begin(payload)
+            session = self._session(begin.device, begin.model_hash)
+            if session is None:
+                return None, Payload(NO_FRONT, 0).to_blob()
+            after, answer = self._features(session, _opened(begin))
+        else:
+            before = read_state(state)
+            session = self._session(before.device, before.model_hash)
+            if session is None:
+                raise WireError("no-emulator", "the device's part of the model is gone")
+            after, answer = self._continue(session, before, payload)
+        after = after and replace(after, seconds=after.seconds + time.monotonic() - started)
+        return None if after is None else after.to_blob(), answer.to_blob()
+
+    def _continue(
+        self, session: DeviceSession, state: LocalState, payload: Payload
+    ) -> tuple[LocalState | None, Payload]:
+        if payload.step != state.step:
+            raise WireError("wrong-step", f"at local step {state.step}, got {payload.step}")
+        match payload.kind:
+            case "states":
+                return self._slopes(session, state, payload)
+            case "gradient":
+                return self._step(session, state, payload)
+            case other:
+                raise WireError("wrong-kind", f"{other!r} is no answer to a device")
+
+    # --- the three things a device does ------------------------------------------------------
+
+    def _features(
+        self, session: DeviceSession, state: LocalState
+    ) -> tuple[LocalState, Payload]:
+        """Front on the next batch: features up."""
+        batch, loss = self._batch(session, state), session.loss_of(state.device)
+        session.write(state.now)
+        features = session.front.features(batch, loss, session.prompt)
+        rng = generator(
+            self._config.seed, "features", state.round, state.device, state.step
+        )
+        arrays = self._wire.features(features, rng)
+        at_server = session.trunk_names(state.now)
+        if self._strategy.labels == "server":
+            arrays["labels"] = batch["labels"].numpy()
+            arrays["targets"] = session.targets_of(state.device)
+            at_server |= session.head_names
+        arrays |= parameters_out(
+            OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
+        )
+        kept = replace(state, readout={"readout": features.readout.numpy()})
+        return kept, Payload(FEATURES, state.step, {}, arrays)
+
+    def _slopes(
+        self, session: DeviceSession, state: LocalState, payload: Payload
+    ) -> tuple[LocalState, Payload]:
+        """Head on the last states: their gradient up, the head's own kept for the step."""
+        states = self._wire.decode(payload.arrays, STATES)
+        readout = torch.from_numpy(state.readout["readout"].copy())
+        if len(states) != int(readout.sum()):
+            raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")
+        session.write(state.now)
+        session.zero()
+        loss, slopes = session.head.loss_gradient(
+            states,
+            readout,
+            self._batch(session, state)["labels"],
+            session.loss_of(state.device),
+            session.num_prompt,
+        )
+        rng = generator(self._config.seed, "slopes", state.round, state.device, state.step)
+        arrays = self._wire.code(SLOPES, slopes, rng, relative=True)
+        heads = session.gradients(session.head_names)
+        if self._strategy.shared_gradient:
+            arrays |= parameters_out(PARAMETER, heads)
+            heads = {}
+        waiting = {name: gradient.numpy().copy() for name, gradient in heads.items()}
+        after = replace(state, waiting=waiting, loss_sum=state.loss_sum + loss)
+        return after, Payload(SLOPES, state.step, {}, arrays)
+
+    def _step(
+        self, session: DeviceSession, state: LocalState, payload: Payload
+    ) -> tuple[LocalState | None, Payload]:
+        """One optimiser step; then the next features, or after the last step the update."""
+        gradient = self._wire.read_gradient(payload)
+        session.write(state.now)
+        session.zero()
+        session.front.backward(self._batch(session, state), session.prompt, gradient)
+        found = session.gradients(session.names - session.head_names)
+        arrived = parameters_in(PARAMETER, payload.arrays)
+        if self._strategy.labels == "server":
+            state = replace(state, loss_sum=state.loss_sum + float(payload.scalars["loss"]))
+        after = stepped(
+            state,
+            found | arrived,
+            local_tuning(self._config.finetune),
+            self._tuned(state),
+        )
+        if after.step < len(self._plan(session, after)):
+            return self._features(session, after)
+        return None, self._update(session, after)
+
+    def _update(self, session: DeviceSession, state: LocalState) -> Payload:
+        scalars = {
+            wire.ROUND: state.round,
+            wire.DEVICE: state.device,
+            wire.MODEL_HASH: state.model_hash,
+            wire.LAYOUT_HASH: layout_hash(state.now),
+            wire.NUM_EXAMPLES: len(session.encoded[state.device]),
+            wire.LOSS: state.loss_sum / state.step,
+            wire.SECONDS: state.seconds,
+        }
+        update = {name: state.now[name] - state.start[name] for name in self._tuned(state)}
+        return Payload(UPDATE, state.step, scalars, update)
+
+    # --- what they need ----------------------------------------------------------------------
+
+    def _tuned(self, state: LocalState) -> set[str]:
+        how = aggregation_of(self._config.peft)
+        return {name for name in state.now if travels(name, how, state.round)}
+
+    def _plan(self, session: DeviceSession, state: LocalState) -> list[list[int]]:
+        """Returns the rows of every local step of the round, as emulator download draws them."""
+        finetune = self._config.finetune
+        batches = local_batches(
+            session.encoded[state.device],
+            batch_size=finetune.batch_size,
+            epochs=finetune.epochs,
+            rng=generator(self._config.seed, "local", state.round, state.device),
+        )
+        return list(islice(batches, finetune.max_steps))
+
+    def _batch(self, session: DeviceSession, state: LocalState) -> Batch:
+        if state.device not in session.encoded:
+            session.encoded[state.device] = self._data.encoded(
+                state.device, session.data_digest, session.task.encode
+            )
+        rows = self._plan(session, state)[state.step]
+        return session.task.batch(session.encoded[state.device], rows)
+
+    def _session(self, device: int, name: str) -> DeviceSession | None:
+        if self._loaded and self._loaded[0] == name and self._cache.has(device, name):
+            return self._loaded[1]
+        blob = self._cache.get(device, name)
+        if blob is None:
+            return None
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None  # free the old one before the new one is built
+            self._loaded = name, DeviceSession(blob, self._config, self._strategy)
+        return self._loaded[1]
+
+
+def _opened(begin: Begin) -> LocalState:
+    return LocalState(
+        round=begin.round,
+        device=begin.device,
+        num_devices=begin.num_devices,
+        model_hash=begin.model_hash,
+        proximal_mu=begin.proximal_mu,
+        start=begin.adapter,
+        now=begin.adapter,
+    )

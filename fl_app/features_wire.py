@@ -1,0 +1,158 @@
+"""What travels within a local step of gradient download, as payloads.
+
+One step, labels private:  features up, states down, slopes up, gradient down. Labels at the server:
+features up (with labels and the head), gradient down. A device's last payload of a round is its
+update.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fl_app.codec import relative_error, restore, squeeze
+from fl_app.errors import WireError
+from fl_app.fomo.features import FeatureGradient, Features
+from fl_app.payload import Payload
+
+FEATURES, STATES, SLOPES, GRADIENT, UPDATE = "features", "states", "slopes", "gradient", "update"
+OWN, PARAMETER = "own", "parameter"
+"""Prefixes of parameters that sit at the server while computing, and of their gradients."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class FeatureWire:
+    """Tensors to arrays of a payload and back.
+
+    Gradients in half precision are sent relative to their largest entry, because those of a mean
+    loss lie near the smallest number of float16.
+
+    Args:
+        how: ``float32``, ``float16`` or ``int8``.
+    """
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    def code(
+        self, name: str, tensor: torch.Tensor, rng: np.random.Generator, *, relative: bool = False
+    ) -> Arrays:
+        """Codes one float32 tensor.
+
+        Raises:
+            WireError: ``not-finite`` or ``overflow``.
+        """
+        array = tensor.detach().numpy()
+        extra: Arrays = {}
+        if relative and self._how == "float16":
+            peak = np.float32(np.abs(array).max(initial=0.0)) or np.float32(1.0)
+            array, extra = array / peak, {f"{name}.peak": np.array([peak])}
+        parts = squeeze(array, self._how, rng, name=name)
+        return {f"{name}.{part}": values for part, values in parts.items()} | extra
+
+    def decode(self, arrays: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
+        """Returns the float32 tensor.
+
+        Raises:
+            WireError: ``missing``, ``wrong-dtype``, ``wrong-shape`` or ``not-finite``.
+        """
+        lead = f"{name}."
+        parts = {k.removeprefix(lead): v for k, v in arrays.items() if k.startswith(lead)}
+        peak = parts.pop("peak", None)
+        array = restore(parts, self._how, name=name)
+        if peak is not None:
+            array = array * peak
+        if not np.isfinite(array).all():
+            raise WireError("not-finite", f"'{name}' holds NaN or infinity")
+        return torch.from_numpy(array)
+
+    def error(self, tensor: torch.Tensor, rng: np.random.Generator) -> float:
+        """Returns the relative error coding makes, ||decoded - tensor|| / ||tensor||."""
+        arrays = self.code("probe", tensor, rng)
+        return relative_error(tensor.detach().numpy(), self.decode(arrays, "probe").numpy())
+
+    def features(self, features: Features, rng: np.random.Generator) -> Arrays:
+        """Codes features; masks travel as one byte a position."""
+        arrays: Arrays = {"readout": features.readout.numpy()}
+        for i, (state, mask) in enumerate(zip(features.hidden, features.masks, strict=True)):
+            arrays |= self.code(f"hidden{i}", state, rng)
+            arrays[f"mask{i}"] = mask.numpy()
+        if features.prompt is not None:
+            arrays |= self.code("prompt", features.prompt, rng)
+        return arrays
+
+    def read_features(self, payload: Payload, num_stacks: int) -> Features:
+        """Reads features; whether shapes fit the model is checked where it is known.
+
+        Raises:
+            WireError: something is missing, or not finite.
+        """
+        arrays = payload.arrays
+        return Features(
+            hidden=tuple(self.decode(arrays, f"hidden{i}") for i in range(num_stacks)),
+            masks=tuple(_mask(arrays, f"mask{i}") for i in range(num_stacks)),
+            prompt=self.decode(arrays, "prompt") if _has(arrays, "prompt") else None,
+            readout=_mask(arrays, "readout"),
+        )
+
+    def gradient(self, gradient: FeatureGradient, rng: np.random.Generator) -> Arrays:
+        """Codes what the server sends back; parameters' gradients stay in float32."""
+        arrays: Arrays = {}
+        if gradient.prompt is not None:
+            arrays |= self.code("prompt", gradient.prompt, rng, relative=True)
+        for i, state in enumerate(gradient.hidden or ()):
+            arrays |= self.code(f"hidden{i}", state, rng, relative=True)
+        return arrays | parameters_out(PARAMETER, gradient.parameters)
+
+    def read_gradient(self, payload: Payload) -> FeatureGradient:
+        """Reads what came back.
+
+        Raises:
+            WireError: something is missing, or not finite.
+        """
+        arrays = payload.arrays
+        places = sorted({k.partition(".")[0] for k in arrays if k.startswith("hidden")})
+        return FeatureGradient(
+            hidden=tuple(self.decode(arrays, place) for place in places) or None,
+            prompt=self.decode(arrays, "prompt") if _has(arrays, "prompt") else None,
+            parameters=parameters_in(PARAMETER, arrays),
+        )
+
+
+def parameters_out(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    """Returns float32 arrays under ``prefix|name``."""
+    return {f"{prefix}|{name}": tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def parameters_in(
+    prefix: str, arrays: Mapping[str, NDArray[Any]]
+) -> dict[str, torch.Tensor]:
+    """Returns the tensors under ``prefix|name``.
+
+    Raises:
+        WireError: ``wrong-dtype`` or ``not-finite``.
+    """
+    lead, found = f"{prefix}|", {}
+    for key, array in arrays.items():
+        if not key.startswith(lead):
+            continue
+        name = key.removeprefix(lead)
+        if array.dtype != np.float32:
+            raise WireError("wrong-dtype", f"'{name}' is {array.dtype.name}, must be float32")
+        if not np.isfinite(array).all():
+            raise WireError("not-finite", f"'{name}' holds NaN or infinity")
+        found[name] = torch.from_numpy(array.copy())
+    return found
+
+
+def _has(arrays: Mapping[str, NDArray[Any]], name: str) -> bool:
+    return any(key.startswith(f"{name}.") for key in arrays)
+
+
+def _mask(arrays: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
+    if name not in arrays or arrays[name].dtype != np.bool_:
+        raise WireError("missing", f"'{name}' should be a bool array")
+    return torch.from_numpy(arrays[name].copy())
