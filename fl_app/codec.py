@@ -72,9 +72,9 @@ def restore(
                 raise WireError(
                     "wrong-shape", f"'{name}': scale {scale.shape} fits not codes {codes.shape}"
                 )
-            wide = codes.astype(np.float64) * scale
             # 127 times a scale that was rounded up may lie just beyond float32.
-            return np.clip(wide, _F32.min, _F32.max).astype(np.float32)
+            values = np.clip(codes.astype(np.float64) * scale, _F32.min, _F32.max)
+            return np.asarray(values, dtype=np.float32)
         case _:
             raise _unknown(how)
 
