@@ -7,17 +7,27 @@ from typing import Any
 from flwr.app import Context
 
 from clients.cache import BlobCache, cache_root
+from clients.gradient_worker import GradientWorker
 from clients.worker import EmulatorWorker
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
-from fl_app.schema import EmulatorDownloadStrategy
+from fl_app.schema import Config, EmulatorDownloadStrategy, GradientDownloadStrategy
 from fl_app.variants import as_reference
 
 
 def worker_of(context: Context) -> EmulatorWorker:
-    """Returns this process's worker for a run, built on the first message."""
+    """Returns this process's worker for emulator download, built on the first message."""
+    return _worker(*_facts(context))
+
+
+def gradient_worker_of(context: Context) -> GradientWorker:
+    """Returns this process's worker for gradient download, built on the first message."""
+    return _gradient_worker(*_facts(context))
+
+
+def _facts(context: Context) -> tuple[str, str, str | None, Path]:
     path: Any = context.node_config.get("data-path")
-    return _worker(
+    return (
         str(context.run_config.get("overrides", "")),
         str(context.run_config.get("reference", "")),
         None if path is None else str(path),
@@ -32,4 +42,22 @@ def _worker(overrides: str, reference: str, local_path: str | None, root: Path) 
         case EmulatorDownloadStrategy():
             return EmulatorWorker(config=config, cache=BlobCache(root), local_path=local_path)
         case _:
-            raise ConfigError(f"strategy {type(config.strategy).__name__} has no device side")
+            raise _unasked(config)
+
+
+@lru_cache(maxsize=1)
+def _gradient_worker(
+    overrides: str, reference: str, local_path: str | None, root: Path
+) -> GradientWorker:
+    config = as_reference(load_config(overrides), reference)
+    match config.strategy:
+        case GradientDownloadStrategy() as strategy:
+            return GradientWorker(
+                config=config, strategy=strategy, cache=BlobCache(root), local_path=local_path
+            )
+        case _:
+            raise _unasked(config)
+
+
+def _unasked(config: Config) -> ConfigError:
+    return ConfigError(f"a {type(config.strategy).__name__} sends no such message")

@@ -23,9 +23,7 @@ class DeviceData:
         self._config, self._local_path = config, local_path
         self._material: Material | None = None
 
-    def encoded(
-        self, device: int, digest: str, encode: Callable[[Examples], Encoded]
-    ) -> Encoded:
+    def encoded(self, device: int, digest: str, encode: Callable[[Examples], Encoded]) -> Encoded:
         """Returns a device's examples, prepared.
 
         Args:

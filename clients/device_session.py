@@ -103,7 +103,5 @@ class DeviceSession:
     def gradients(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """Returns the gradients there are of these parameters, by name."""
         return {
-            name: grad
-            for name in sorted(names)
-            if (grad := self.parameters[name].grad) is not None
+            name: grad for name in sorted(names) if (grad := self.parameters[name].grad) is not None
         }

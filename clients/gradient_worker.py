@@ -5,7 +5,6 @@ again when its gradient arrives, so no graph waits for an answer.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
@@ -16,12 +15,11 @@ from clients.cache import BlobCache
 from clients.device_data import DeviceData
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
-from fl_app import wire
+from fl_app import front_wire, wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
     BEGIN,
     FEATURES,
-    GRADIENT,
     MAX_BYTES,
     NO_FRONT,
     OWN,
@@ -69,9 +67,9 @@ class GradientWorker:
 
     def store(self, message: Message) -> Message:
         """Keeps the device's part of the model, which crosses the wire once."""
-        front = wire.read_front(message)
+        front = front_wire.read_front(message)
         self._cache.put(front.device, front.model_hash, front.blob)
-        return wire.front_reply(message, front.device)
+        return front_wire.front_reply(message, front)
 
     def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
         """Answers one exchange; see ``clients.steps.Handle``.
@@ -112,16 +110,12 @@ class GradientWorker:
 
     # --- the three things a device does ------------------------------------------------------
 
-    def _features(
-        self, session: DeviceSession, state: LocalState
-    ) -> tuple[LocalState, Payload]:
+    def _features(self, session: DeviceSession, state: LocalState) -> tuple[LocalState, Payload]:
         """Front on the next batch: features up."""
         batch, loss = self._batch(session, state), session.loss_of(state.device)
         session.write(state.now)
         features = session.front.features(batch, loss, session.prompt)
-        rng = generator(
-            self._config.seed, "features", state.round, state.device, state.step
-        )
+        rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
         at_server = session.trunk_names(state.now)
         if self._strategy.labels == "server":

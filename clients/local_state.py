@@ -108,7 +108,9 @@ def stepped(
     for name, parameter in parameters.items():
         gradient = gradients.get(name, waiting.get(name))
         if gradient is None or not torch.isfinite(gradient).all():
-            raise ModelError(f"step {state.step}: the gradient of '{name}' is missing or not finite")
+            raise ModelError(
+                f"step {state.step}: the gradient of '{name}' is missing or not finite"
+            )
         parameter.grad = gradient.reshape(parameter.shape).clone()
         if state.proximal_mu > 0.0:
             pull = parameter.detach() - torch.from_numpy(state.start[name])

@@ -26,3 +26,29 @@ def train_on_emulator(message: Message, context: Context) -> Message:
     from clients.build import worker_of
 
     return worker_of(context).train(message)
+
+
+@app.train("front")
+def store_front(message: Message, context: Context) -> Message:
+    """Keeps this device's part of the model."""
+    from clients.build import gradient_worker_of
+
+    return gradient_worker_of(context).store(message)
+
+
+@app.train("step")
+def train_step(message: Message, context: Context) -> Message:
+    """Makes one exchange of a local step."""
+    from clients.build import gradient_worker_of
+    from clients.steps import answer_step
+
+    return answer_step(message, context, gradient_worker_of(context).handle)
+
+
+@app.train("stream")
+def train_stream(message: Message, context: Context) -> Message:
+    """Makes all exchanges of a round over one stream."""
+    from clients.build import gradient_worker_of
+    from clients.stream import serve_stream
+
+    return serve_stream(message, gradient_worker_of(context).handle)

@@ -6,6 +6,7 @@ update.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,61 @@ from fl_app.codec import relative_error, restore, squeeze
 from fl_app.errors import WireError
 from fl_app.fomo.features import FeatureGradient, Features
 from fl_app.payload import Payload
+from fl_app.updates import Update
 
-FEATURES, STATES, SLOPES, GRADIENT, UPDATE = "features", "states", "slopes", "gradient", "update"
+BEGIN, NO_FRONT, UPDATE = "begin", "no-front", "update"
+FEATURES, STATES, SLOPES, GRADIENT = "features", "states", "slopes", "gradient"
 OWN, PARAMETER = "own", "parameter"
 """Prefixes of parameters that sit at the server while computing, and of their gradients."""
 
+MAX_BYTES = 2**28
+"""The longest payload of an exchange: 256 MiB."""
+
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What opens a device's round.
+
+    Attributes:
+        round: server round.
+        device: partition index.
+        num_devices: devices of the federation.
+        model_hash: of the device's part of the model.
+        proximal_mu: FedProx's mu, 0 without.
+        adapter: all tunable parameters.
+    """
+
+    round: int
+    device: int
+    num_devices: int
+    model_hash: str
+    proximal_mu: float
+    adapter: Update
+
+    def to_payload(self) -> Payload:
+        """Returns the payload."""
+        scalars = {name: value for name, value in vars(self).items() if name != "adapter"}
+        return Payload(BEGIN, 0, scalars, self.adapter)
+
+
+def read_begin(payload: Payload) -> Begin:
+    """Reads what opens a round.
+
+    Raises:
+        WireError: ``wrong-kind`` or ``missing``.
+    """
+    if payload.kind != BEGIN:
+        raise WireError("wrong-kind", f"a round opens with {BEGIN!r}, got {payload.kind!r}")
+    given = {name: type(value) for name, value in payload.scalars.items()}
+    if given != _BEGIN:
+        raise WireError("missing", f"a round opens with {sorted(_BEGIN)}, got {sorted(given)}")
+    scalars: dict[str, Any] = dict(payload.scalars)
+    return Begin(adapter=dict(payload.arrays), **scalars)
+
+
+_BEGIN = {"round": int, "device": int, "num_devices": int, "model_hash": str, "proximal_mu": float}
 
 
 class FeatureWire:
@@ -127,9 +177,7 @@ def parameters_out(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Arrays:
     return {f"{prefix}|{name}": tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def parameters_in(
-    prefix: str, arrays: Mapping[str, NDArray[Any]]
-) -> dict[str, torch.Tensor]:
+def parameters_in(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
     """Returns the tensors under ``prefix|name``.
 
     Raises:

@@ -249,16 +249,34 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         raise WireError("no-emulator", "the device has no undamaged emulator, though it was sent")
     content = message.content
     config = content.config_records.get(CONFIG, ConfigRecord())
-    _same("wrong-round", ROUND, _field(config, ROUND, int), order.round)
-    _same("wrong-device", DEVICE, _field(config, DEVICE, int), order.device)
-    _same("wrong-model", MODEL_HASH, _field(config, MODEL_HASH, str), order.model_hash)
-    _same("wrong-layout", LAYOUT_HASH, _field(config, LAYOUT_HASH, str), layout_hash)
     if UPDATE not in content.array_records or BLOB not in content.array_records[UPDATE]:
         raise WireError("missing", f"the reply carries no '{UPDATE}'")
     blob = blob_of(content.array_records[UPDATE])
     if zlib.crc32(blob) != _field(config, CRC, int):
         raise WireError("damaged", "the update's checksum differs")
-    update = from_blob(blob)
+    metrics = content.metric_records.get(METRICS, MetricRecord())
+    return check_update(
+        from_blob(blob), {**config, **metrics}, order=order, layout_hash=layout_hash, like=like
+    )
+
+
+def check_update(
+    update: Update,
+    facts: Mapping[str, Any],
+    *,
+    order: Order,
+    layout_hash: str,
+    like: Update,
+) -> Reply:
+    """Checks an update and what a device says of it, however it travelled.
+
+    Raises:
+        WireError: see ``read_update``.
+    """
+    _same("wrong-round", ROUND, _field(facts, ROUND, int), order.round)
+    _same("wrong-device", DEVICE, _field(facts, DEVICE, int), order.device)
+    _same("wrong-model", MODEL_HASH, _field(facts, MODEL_HASH, str), order.model_hash)
+    _same("wrong-layout", LAYOUT_HASH, _field(facts, LAYOUT_HASH, str), layout_hash)
     _same(
         "wrong-shape",
         "names and shapes",
@@ -269,16 +287,15 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     _same("wrong-dtype", "dtypes", dtypes, {"float32"})
     if not is_finite(update):
         raise WireError("not-finite", "the update holds NaN or infinity")
-    metrics = content.metric_records.get(METRICS, MetricRecord())
-    num_examples = _field(metrics, NUM_EXAMPLES, int)
-    loss, seconds = _field(metrics, LOSS, float), _field(metrics, SECONDS, float)
+    num_examples = _field(facts, NUM_EXAMPLES, int)
+    loss, seconds = _field(facts, LOSS, float), _field(facts, SECONDS, float)
     if not 0 < num_examples <= _MAX_EXAMPLES:
         raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
     if not np.isfinite(loss):
         raise WireError("not-finite", f"{LOSS}={loss}")
     if not 0 <= seconds < math.inf:
         raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
-    crossed = {name: _field(metrics, name, int) for name in CROSSED if name in metrics}
+    crossed = {name: _field(facts, name, int) for name in CROSSED if name in facts}
     if min(crossed.values(), default=0) < 0:
         raise WireError("bad-count", f"{crossed} must all be >= 0")
     return Reply(order.device, update, num_examples, loss, seconds, crossed)

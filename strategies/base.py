@@ -106,6 +106,12 @@ class FederatedDeft(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draws devices and writes one message to each."""
+        self.open_round(server_round, arrays, grid)
+        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
+        return list(self._sent.values())
+
+    def open_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
+        """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = wire.from_blob(wire.blob_of(arrays))
         self._tuned = {
@@ -130,8 +136,6 @@ class FederatedDeft(Strategy):
             )
             for device in cohort
         }
-        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
-        return list(self._sent.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

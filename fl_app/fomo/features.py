@@ -49,3 +49,9 @@ class FeatureGradient:
     hidden: tuple[torch.Tensor, ...] | None
     prompt: torch.Tensor | None
     parameters: dict[str, torch.Tensor]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything in it."""
+        prompt = [] if self.prompt is None else [self.prompt]
+        return [*(self.hidden or ()), *prompt, *self.parameters.values()]

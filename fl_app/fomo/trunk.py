@@ -104,10 +104,9 @@ class Trunk:
             raise ModelError(f"want={sorted(strange)}; choose among {list(WANTED)}")
         if parameters is None:
             parameters = [self._parameters] * len(features)
-        width = int(self._model.config.hidden_size)
         blocks = first_blocks(self._model)
         for one in features:
-            _require_fit(one, len(blocks), width)
+            self.require_fit(one)
         if any(set(own) != set(self._parameters) for own in parameters):
             raise ModelError("a device's parameters are not those the trunk tunes")
         leaves = [_leaves(one, own, want) for one, own in zip(features, parameters, strict=True)]
@@ -131,6 +130,15 @@ class Trunk:
                 for rows, one in zip(torch.split(last, num_rows), features, strict=True)
             ]
         return Held(read, leaves)
+
+    def require_fit(self, features: Features) -> None:
+        """Checks shapes, so that a strange message fails alone and early.
+
+        Raises:
+            ModelError: they do not fit each other or the model.
+        """
+        width = int(self._model.config.hidden_size)
+        _require_fit(features, len(first_blocks(self._model)), width)
 
     def backward(
         self, held: Held, gradients: Sequence[torch.Tensor | None]

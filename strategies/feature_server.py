@@ -1,0 +1,201 @@
+"""The server's half of a local step: features of many devices in, gradients out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_app.errors import DeftError, WireError
+from fl_app.features_wire import (
+    OWN,
+    PARAMETER,
+    SLOPES,
+    STATES,
+    Arrays,
+    FeatureWire,
+    parameters_in,
+    parameters_out,
+)
+from fl_app.fomo.features import FeatureGradient, Features
+from fl_app.fomo.head import Head
+from fl_app.fomo.trunk import Held, Trunk
+from fl_app.payload import Payload
+from fl_app.seeding import generator
+from fl_app.tasks import Encoded, Task
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """One device's features, read.
+
+    Attributes:
+        features: as the trunk takes them.
+        own: its values of parameters that sit here while computing.
+        labels: of the batch, where labels are at the server; empty otherwise.
+        targets: classes of all its examples, likewise.
+    """
+
+    features: Features
+    own: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    targets: list[int]
+
+
+@dataclass
+class Step:
+    """What the server holds of one pass: who is in it, and the graph."""
+
+    devices: Sequence[int]
+    arrived: Sequence[Arrived]
+    held: Held
+
+    def release(self) -> None:
+        """Frees the graph."""
+        self.held.release()
+
+
+class FeatureServer:
+    """Runs the trunk on features of many devices at once.
+
+    Args:
+        trunk: the server's blocks.
+        trunk_names: tunable parameters inside it.
+        wire: how tensors travel.
+        want: what to differentiate with respect to, see ``Trunk.forward``.
+        num_stacks: of the model.
+        head: the head, where labels are at the server.
+        head_parameters: its tunable parameters by name.
+        task: gives the loss, where labels are at the server.
+        logit_adjustment: tau of ``Task.local_loss``.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        trunk_names: Sequence[str],
+        wire: FeatureWire,
+        want: Sequence[str],
+        num_stacks: int,
+        head: Head,
+        head_parameters: Mapping[str, nn.Parameter],
+        task: Task,
+        logit_adjustment: float,
+        seed: int,
+    ) -> None:
+        self._trunk, self._trunk_names = trunk, set(trunk_names)
+        self._wire, self._want, self._num_stacks = wire, want, num_stacks
+        self._head, self._head_parameters = head, dict(head_parameters)
+        self._task, self._tau, self._seed = task, logit_adjustment, seed
+
+    def read(self, payload: Payload, *, with_labels: bool) -> Arrived:
+        """Reads one device's features.
+
+        Raises:
+            WireError: something is missing, not finite, or does not fit the trunk.
+        """
+        features = self._wire.read_features(payload, self._num_stacks)
+        own = parameters_in(OWN, payload.arrays)
+        wanted = self._trunk_names | (set(self._head_parameters) if with_labels else set())
+        if set(own) != wanted:
+            raise WireError(
+                "missing", f"parameters {sorted(own)[:3]}, expected {sorted(wanted)[:3]}"
+            )
+        try:
+            self._trunk.require_fit(features)
+        except DeftError as error:
+            raise WireError("wrong-shape", str(error)) from error
+        if with_labels and "labels" not in payload.arrays:
+            raise WireError("missing", "features without labels, and strategy.labels=server")
+        labels = payload.arrays.get("labels", np.zeros(0, np.int64))
+        targets = payload.arrays.get("targets", np.zeros(0, np.int64))
+        return Arrived(features, own, torch.from_numpy(labels.copy()), targets.tolist())
+
+    def forward(self, arrived: Mapping[int, Arrived]) -> Step:
+        """Runs one pass over these devices; the graph is held until ``backward`` or release."""
+        devices = sorted(arrived)
+        inputs = [arrived[device] for device in devices]
+        own = [{name: one.own[name] for name in self._trunk_names} for one in inputs]
+        held = self._trunk.forward(
+            [one.features for one in inputs], want=self._want, parameters=own
+        )
+        return Step(devices, inputs, held)
+
+    def states(self, step: Step, server_round: int, number: int) -> dict[int, Arrays]:
+        """Returns the last states that each device's head reads, coded."""
+        return {
+            device: self._wire.code(
+                STATES, states, self._rng("states", server_round, device, number)
+            )
+            for device, states in zip(step.devices, step.held.states, strict=True)
+        }
+
+    def read_slopes(self, payload: Payload, states: torch.Tensor) -> torch.Tensor:
+        """Reads the gradient of a device's loss with respect to its last states.
+
+        Raises:
+            WireError: it does not fit, or is not finite.
+        """
+        slopes = self._wire.decode(payload.arrays, SLOPES)
+        if slopes.shape != states.shape:
+            raise WireError(
+                "wrong-shape", f"slopes {list(slopes.shape)}, expected {list(states.shape)}"
+            )
+        return slopes
+
+    def losses(
+        self, step: Step
+    ) -> tuple[dict[int, torch.Tensor], dict[int, float], dict[int, Arrays]]:
+        """Computes losses here, where the labels are.
+
+        Returns:
+            By device: the gradient of the loss with respect to the last states; the loss; the
+            gradients of the head's parameters.
+        """
+        slopes, losses, heads = {}, {}, {}
+        for device, one, states in zip(step.devices, step.arrived, step.held.states, strict=True):
+            with torch.no_grad():
+                for name, parameter in self._head_parameters.items():
+                    parameter.copy_(one.own[name])
+                    parameter.grad = None
+            examples = Encoded([None] * len(one.targets), one.targets, np.zeros(0, np.int64))
+            num_prompt = one.features.num_prompt if self._num_stacks == 1 else 0
+            losses[device], slopes[device] = self._head.loss_gradient(
+                states,
+                one.features.readout,
+                one.labels,
+                self._task.local_loss(examples, self._tau),
+                num_prompt,
+            )
+            heads[device] = parameters_out(
+                PARAMETER,
+                {
+                    name: parameter.grad.clone()
+                    for name, parameter in self._head_parameters.items()
+                    if parameter.grad is not None
+                },
+            )
+        return slopes, losses, heads
+
+    def backward(
+        self, step: Step, slopes: Mapping[int, torch.Tensor]
+    ) -> dict[int, FeatureGradient]:
+        """Runs one backward pass; devices without slopes have vanished and are left out."""
+        answers = self._trunk.backward(step.held, [slopes.get(device) for device in step.devices])
+        return {
+            device: answer
+            for device, answer in zip(step.devices, answers, strict=True)
+            if answer is not None
+        }
+
+    def gradient(
+        self, gradient: FeatureGradient, server_round: int, device: int, number: int
+    ) -> Arrays:
+        """Codes what goes back to a device."""
+        return self._wire.gradient(gradient, self._rng("gradient", server_round, device, number))
+
+    def _rng(self, what: str, server_round: int, device: int, number: int) -> np.random.Generator:
+        return generator(self._seed, what, server_round, device, number)
