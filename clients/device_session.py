@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from fl_app.errors import ModelError
-from fl_app.finetune import is_head
+from fl_app.fomo.adapter import is_head
+from fl_app.fomo.device_package import unpack_device_part
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
-from fl_app.fomo.package import unpack_part
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.settings import device_parameters, task_for
@@ -32,7 +32,7 @@ class DeviceSession:
     """
 
     def __init__(self, blob: bytes, config: Config, strategy: GradientDownloadStrategy) -> None:
-        package = unpack_part(blob)
+        package = unpack_device_part(blob)
         part = package.part
         self.parameters = device_parameters(config, strategy, part)
         self.head = Head(part)

@@ -18,7 +18,6 @@ from clients.local_state import LocalState, read_state, stepped
 from fl_app import front_wire, wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
-    BEGIN,
     FEATURES,
     MAX_BYTES,
     NO_FRONT,

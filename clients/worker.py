@@ -27,7 +27,7 @@ class EmulatorSession:
     def __init__(self, blob: bytes, config: Config) -> None:
         package = unpack(blob)
         blocks = package.split.blocks
-        self.adapter = adapter_for(config, package.model, blocks=blocks, split=package.split)
+        self.adapter = adapter_for(config, package.model, blocks=blocks, tuned=package.split.outer)
         self.link = connect(config, self.adapter, blocks)
         self.task: Task = task_for(
             config,

@@ -1,34 +1,31 @@
 """What the server holds before the first round, and how it measures an adapter.
 
-Model and data are loaded, the emulator is built, aligned and packed; after that only adapters move.
+Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
+from fl_app.emulator_piece import make_emulator
 from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
-from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, load_backbone
-from fl_app.fomo.compress import Compression
 from fl_app.fomo.connection_insert import Insertion
-from fl_app.fomo.distil import Distillation, distil
-from fl_app.fomo.emulator import Split, build_emulator
 from fl_app.fomo.minilm import minilm_path
-from fl_app.fomo.package import EmulatorPackage, pack, unpack
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
 from fl_app.material import Material, dealing_columns, load_material
+from fl_app.piece import Piece
 from fl_app.schema import (
     Config,
-    EmulatorConfig,
     EmulatorDownloadStrategy,
+    GradientDownloadStrategy,
     HubModel,
     LocalModel,
     MinilmModel,
@@ -41,7 +38,6 @@ from fl_app.settings import (
     connect,
     prompted_body,
     require_peft_fits,
-    split_of,
     task_for,
 )
 from fl_app.tasks import Encoded, Task
@@ -60,30 +56,24 @@ class Bench:
     Attributes:
         config: the run's configuration.
         backbone: the full model.
-        split: which blocks the emulator holds.
-        blob: the packed emulator, as it crosses the wire.
+        piece: what devices download before the first round.
         full: adapter on the full model.
-        emulated: adapter on the emulator exactly as devices unpack it.
         task: the task.
         test: prepared test rows.
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
-        emulated_link: the same inside the emulator.
     """
 
     config: Config
     backbone: Backbone
-    split: Split
-    blob: bytes
+    piece: Piece
     full: Adapter
-    emulated: Adapter
     task: Task
     test: Encoded
     round_test: Encoded
     facts: dict[str, Any]
     full_link: Insertion | None = None
-    emulated_link: Insertion | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -100,13 +90,12 @@ def model_source(model: ModelConfig) -> str:
 
 
 def prepare(config: Config, material: Material | None = None) -> Bench:
-    """Loads model and data, builds and packs the emulator.
+    """Loads model and data, and makes what devices download once.
 
     Raises:
         DeftError: anything is missing or does not fit.
     """
     torch.set_num_threads(1)  # the same sums whatever the machine is doing
-    settings = emulator_settings(config)
     build_rule(config.strategy.server_rule)  # what is refused is refused before the work
     require_fit(config)
     material = material or load_material(config)
@@ -122,49 +111,42 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     task = task_for(config, backbone.model, files=backbone.files, labels=backbone.labels)
     public = task.encode(material.public)
     carried = _set_pooler(config, backbone, task, public)
-    split = split_of(settings, backbone.model.config)
-    student = build_emulator(backbone.model, backbone.task, split)
-    losses = _distil(config, settings, backbone, student, split, task, public)
-    how = Compression(sparsity=settings.sparsity, bits=settings.bits)
-    sketch = EmulatorPackage(
-        student,
-        split,
-        backbone.task,
-        backbone.labels,
-        backbone.files,
-        class_shares=task.class_shares(public),
-        data_digest=material.digest,
+    piece = _piece(config, backbone, task, public, material)
+    blocks = tuple(range(piece.split.total))
+    full = adapter_for(
+        config, backbone.model, blocks=blocks, tuned=piece.split.outer, carried=carried
     )
-    blob = pack(sketch, how, settings.wire_dtype)
-    emulator = unpack(blob).model  # measure what devices get, not what it was made from
     facts = {
         "name": _name(config.model),
         "num_parameters": _count(backbone.model),
-        "num_blocks": split.total,
-        "split": str(split),
-        "emulator_blocks": list(split.blocks),
-        "emulator_parameters": _count(emulator),
-        "emulator_blob_bytes": len(blob),
-        "distillation_loss": losses[-1] if losses else None,
+        "num_blocks": piece.split.total,
+        **piece.facts,
+        "adapter_parameters": sum(p.numel() for p in full.parameters.values()),
     }
-    blocks = tuple(range(split.total))
-    full = adapter_for(config, backbone.model, blocks=blocks, split=split, carried=carried)
-    emulated = adapter_for(config, emulator, blocks=split.blocks, split=split)
-    facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
     return Bench(
         config=config,
         backbone=backbone,
-        split=split,
-        blob=blob,
+        piece=piece,
         full=full,
-        emulated=emulated,
         task=task,
         test=task.encode(material.test),
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
         full_link=connect(config, full, blocks),
-        emulated_link=connect(config, emulated, split.blocks),
     )
+
+
+def _piece(
+    config: Config, backbone: Backbone, task: Task, public: Encoded, material: Material
+) -> Piece:
+    """Makes what devices download before the first round."""
+    match config.strategy:
+        case EmulatorDownloadStrategy(emulator=settings):
+            return make_emulator(config, settings, backbone, task, public, material.digest)
+        case GradientDownloadStrategy() as strategy:
+            return cut_model(config, strategy, backbone, task, public, material.digest)
+        case _:
+            raise ConfigError(f"strategy {type(config.strategy).__name__} has no server side")
 
 
 def _require_dealing(config: Config, material: Material) -> None:
@@ -183,21 +165,31 @@ def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
     return evaluate(bench.full.model, bench.task, rows)
 
 
+def measure(bench: Bench, adapter: Update, rows: Encoded) -> dict[str, float]:
+    """Measures an adapter plugged into the full model, and on the emulator if there is one.
+
+    Returns:
+        ``plug_in`` and, as a device would see it, ``emulator``.
+    """
+    figures = {"plug_in": measure_plug_in(bench, adapter, rows)}
+    if bench.piece.emulated is not None:
+        figures["emulator"] = measure_emulator(bench, adapter, rows)
+    return figures
+
+
 def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter on the emulator, as a device would see it."""
-    bench.emulated.write(adapter)
-    if bench.emulated_link is not None:
-        bench.emulated_link.measure()
-    return evaluate(bench.emulated.model, bench.task, rows)
+    """Measures an adapter on the emulator, as a device would see it.
 
-
-def emulator_settings(config: Config) -> EmulatorConfig:
-    """Returns the emulator's settings."""
-    match config.strategy:
-        case EmulatorDownloadStrategy(emulator=settings):
-            return settings
-        case _:
-            raise ConfigError(f"strategy {type(config.strategy).__name__} has no emulator")
+    Raises:
+        ConfigError: the strategy has none.
+    """
+    emulated, link = bench.piece.emulated, bench.piece.emulated_link
+    if emulated is None:
+        raise ConfigError(f"strategy {type(bench.config.strategy).__name__} has no emulator")
+    emulated.write(adapter)
+    if link is not None:
+        link.measure()
+    return evaluate(emulated.model, bench.task, rows)
 
 
 def _set_pooler(config: Config, backbone: Backbone, task: Task, public: Encoded) -> tuple[str, ...]:
@@ -212,49 +204,6 @@ def _set_pooler(config: Config, backbone: Backbone, task: Task, public: Encoded)
     )
     path = pooler_of(backbone.model)
     return (path,) if path else ()
-
-
-def _distil(
-    config: Config,
-    settings: EmulatorConfig,
-    backbone: Backbone,
-    student: Any,
-    split: Split,
-    task: Task,
-    public: Encoded,
-) -> list[float]:
-    """Aligns the emulator on public data, if asked to."""
-    wanted = settings.distil
-    if wanted.steps == 0 or split.is_identity:
-        return []
-    if len(public) == 0:
-        raise ConfigError(
-            f"strategy.emulator.distil.steps={wanted.steps} needs public data; set "
-            "data.public_fraction above 0"
-        )
-    log.info("distilling the emulator on %d public rows", len(public))
-    order = local_batches(
-        public,
-        batch_size=wanted.batch_size,
-        epochs=1 + wanted.steps * wanted.batch_size // len(public),
-        rng=generator(config.seed, "distil"),
-    )
-    loss: Callable[[Any, Any], torch.Tensor] | None = None
-    if backbone.task == "causal_lm" and wanted.lm_weight > 0:
-        loss = task.loss
-    return distil(
-        backbone.model,
-        student,
-        split,
-        (task.batch(public, indices) for indices in order),
-        loss,
-        Distillation(
-            lr=wanted.lr,
-            lm_weight=wanted.lm_weight,
-            kd_weight=wanted.kd_weight,
-            steps=wanted.steps,
-        ),
-    )
 
 
 def _round_rows(config: Config, material: Material) -> Any:

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_app import wire
-from fl_app.bench import Bench, measure_emulator, measure_plug_in
+from fl_app.bench import Bench, measure
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
@@ -68,7 +68,8 @@ def federate(
         roster=roster,
         ledger=outcome.ledger,
         layout_hash=bench.full.layout_hash(),
-        emulator=bench.blob,
+        blob=bench.piece.blob,
+        server=bench.piece.server,
     )
     measured: dict[int, dict[str, float]] = {}
     outcome.adapter = bench.full.read()
@@ -76,10 +77,7 @@ def federate(
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = wire.from_blob(wire.blob_of(arrays))
         if measure_rounds:
-            measured[server_round] = {
-                "plug_in": measure_plug_in(bench, outcome.adapter, bench.round_test),
-                "emulator": measure_emulator(bench, outcome.adapter, bench.round_test),
-            }
+            measured[server_round] = measure(bench, outcome.adapter, bench.round_test)
         _progress(config, server_round, strategy.rounds, measured.get(server_round, {}))
         return None
 
@@ -92,6 +90,7 @@ def federate(
             evaluate_fn=after_round,
         )
     finally:
+        strategy.close()
         books = {0: RoundLog(), **strategy.rounds}
         outcome.rounds = [
             RoundRecord(

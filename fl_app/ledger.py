@@ -15,13 +15,15 @@ from typing import Literal, NamedTuple
 from fl_app.errors import RunError
 
 Link = Literal["downlink", "uplink"]
-What = Literal["adapter", "emulator", "update", "control"]
+What = Literal[
+    "adapter", "emulator", "states", "gradient", "update", "features", "slopes", "control"
+]
 
 # A later link or kind of payload is one more entry here and nothing else.
 PAYLOADS: Mapping[str, tuple[What, ...]] = MappingProxyType(
     {
-        "downlink": ("adapter", "emulator", "control"),
-        "uplink": ("update", "control"),
+        "downlink": ("adapter", "emulator", "states", "gradient", "control"),
+        "uplink": ("update", "features", "slopes", "control"),
     }
 )
 

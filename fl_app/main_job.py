@@ -11,7 +11,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fl_app.bench import measure_emulator, measure_plug_in, prepare
+from fl_app.bench import measure, prepare
 from fl_app.config import load_config, to_dict, to_yaml
 from fl_app.job import Outcome, adapter_sha256, federate, require_progress
 from fl_app.references import run_references
@@ -130,8 +130,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
     require_progress(outcome)
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
-    final["plug_in"] = measure_plug_in(bench, outcome.adapter, bench.test)
-    final["emulator"] = measure_emulator(bench, outcome.adapter, bench.test)
+    final |= measure(bench, outcome.adapter, bench.test)
     federated = time.monotonic()
     timings["federation"] = federated - prepared
     if adapter_spec(config.peft) is not None:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
+from torch import nn
+
 from fl_app.errors import ConfigError
 from fl_app.finetune import LocalTuning
 from fl_app.fomo.adapter import Adapter, LoraSpec
@@ -12,6 +14,7 @@ from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
 from fl_app.fomo.connection_link import LinkSpec
 from fl_app.fomo.emulator import Split
+from fl_app.fomo.parts import DevicePart
 from fl_app.fomo.soft_prompt import PromptedModel, PromptSpec, token_table
 from fl_app.schema import (
     Config,
@@ -19,6 +22,7 @@ from fl_app.schema import (
     DataConfig,
     EmulatorConfig,
     FinetuneConfig,
+    GradientDownloadStrategy,
     HeadConfig,
     LoraConfig,
     PeftConfig,
@@ -87,6 +91,40 @@ def split_of(emulator: EmulatorConfig, model_config: Any) -> Split:
     return Split(left=emulator.left, middle=middle, right=emulator.right, total=total)
 
 
+def gradient_split(strategy: GradientDownloadStrategy, model_config: Any) -> Split:
+    """Returns the split whose outer blocks hold the LoRA of gradient download.
+
+    Raises:
+        ModelError: no block would be left between them.
+    """
+    total = num_blocks(model_config)
+    left, right = (
+        (strategy.cut, 0) if strategy.variant == "cut" else (strategy.left, strategy.right)
+    )
+    return Split(left=left, middle=total - left - right, right=right, total=total)
+
+
+def device_parameters(
+    config: Config, strategy: GradientDownloadStrategy, part: DevicePart
+) -> dict[str, nn.Parameter]:
+    """Returns the tunable parameters inside a device's part, by canonical name.
+
+    LoRA layers are put into its blocks, and a soft prompt is drawn, if they are tuned there. Empty
+    where all that is tuned sits at the server.
+    """
+    heads = head_modules(part.model, config.model.task)
+    match strategy.variant:
+        case "prompt" | "cut":
+            return adapter_for(
+                config, part.model, blocks=part.blocks, tuned=range(part.cut)
+            ).parameters
+        case _ if heads:
+            whole = dataclasses.replace(config, peft=HeadConfig())
+            return adapter_for(whole, part.model, blocks=part.blocks, tuned=()).parameters
+        case _:
+            return {}
+
+
 def columns_of(data: DataConfig) -> Columns:
     """Returns the column names a task reads."""
     return Columns(
@@ -103,7 +141,7 @@ def adapter_for(
     model: Any,
     *,
     blocks: Sequence[int],
-    split: Split,
+    tuned: Sequence[int],
     carried: Sequence[str] = (),
 ) -> Adapter:
     """Wraps the full model or an emulator, the same way on server and device.
@@ -112,14 +150,14 @@ def adapter_for(
         config: the run's configuration.
         model: the model; adapter layers are put into it.
         blocks: indices, in the full model, of its blocks in order.
-        split: which blocks are tuned.
+        tuned: indices, likewise, of the blocks that get LoRA.
         carried: frozen modules to save with the adapter.
     """
     spec = adapter_spec(config.peft)
     return Adapter(
         model,
         blocks=blocks,
-        tuned_blocks=split.outer if spec else (),
+        tuned_blocks=tuned if spec else (),
         heads=head_modules(model, config.model.task),
         spec=spec,
         seed=config.seed,

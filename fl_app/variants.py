@@ -9,7 +9,15 @@ import math
 from typing import Any
 
 from fl_app.errors import ConfigError
-from fl_app.schema import Config, EmulatorConfig, HeadConfig, ServerRuleConfig
+from fl_app.schema import (
+    Config,
+    EmulatorConfig,
+    EmulatorDownloadStrategy,
+    GradientDownloadStrategy,
+    HeadConfig,
+    ServerRuleConfig,
+    StrategyConfig,
+)
 
 REFERENCES = ("frozen", "federated_full", "centralised")
 
@@ -43,11 +51,25 @@ def as_reference(config: Config, name: str) -> Config:
 
 def _full_model(config: Config) -> Config:
     """Every device holds the whole model, exactly; the adapter stays in the same blocks."""
-    strategy: Any = config.strategy
-    whole = EmulatorConfig(
-        left=strategy.emulator.left, middle=-1, right=strategy.emulator.right, wire_dtype="float32"
-    )
-    return dataclasses.replace(config, strategy=dataclasses.replace(strategy, emulator=whole))
+    left, right = _outer(config.strategy)
+    whole = EmulatorConfig(left=left, middle=-1, right=right, wire_dtype="float32")
+    shared = {field.name for field in dataclasses.fields(StrategyConfig)}
+    common: Any = {name: value for name, value in vars(config.strategy).items() if name in shared}
+    strategy = EmulatorDownloadStrategy(emulator=whole, **common)
+    return dataclasses.replace(config, strategy=strategy)
+
+
+def _outer(strategy: StrategyConfig) -> tuple[int, int]:
+    """Returns how many blocks, from the input and up to the last, are tuned."""
+    match strategy:
+        case EmulatorDownloadStrategy(emulator=emulator):
+            return emulator.left, emulator.right
+        case GradientDownloadStrategy(variant="cut", cut=cut):
+            return cut, 0
+        case GradientDownloadStrategy():
+            return strategy.left, strategy.right
+        case _:
+            raise ConfigError(f"strategy {type(strategy).__name__} has no comparison runs")
 
 
 def _one_device(config: Config) -> Config:

@@ -197,6 +197,9 @@ class FederatedDeft(Strategy):
         """Nothing to aggregate."""
         return None
 
+    def close(self) -> None:
+        """Frees what was held for the run; called once, whatever happened."""
+
     # --- parts of a round ------------------------------------------------------------------
 
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:

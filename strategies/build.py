@@ -1,6 +1,7 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,13 @@ from fl_app.schema import (
     Config,
     DigitalChannel,
     EmulatorDownloadStrategy,
+    GradientDownloadStrategy,
     IdealChannel,
     LoraConfig,
+    PromptTuningConfig,
     RadioChannel,
     ServerRuleConfig,
+    SimulationFederation,
 )
 from fl_app.settings import aggregation_of
 from fl_app.wireless.cell import Cell
@@ -33,10 +37,14 @@ from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
 from strategies.emulator_download import EmulatorDownload
+from strategies.feature_server import FeatureServer
+from strategies.gradient_download import GradientDownload
+from strategies.gradient_round import GradientPlan
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
 from strategies.rules import COMPARING, ServerRule
+from strategies.transport import MessageTransport, StreamTransport, Transport
 from strategies.uplink import IdealUplink, Uplink
 
 
@@ -131,17 +139,15 @@ def require_enough(config: Config, roster: Roster) -> None:
     Raises:
         ConfigError: the rule needs more.
     """
-    match config.strategy:
-        case EmulatorDownloadStrategy(server_rule=wanted):
-            rule, num_devices = build_rule(wanted), _per_round(config, roster)
-            probe = {"probe": np.zeros(1, np.float32)}
-            rule.announce(1, probe)
-            try:
-                rule.apply(1, [probe] * num_devices, np.ones(num_devices))
-            except RunError as error:
-                raise ConfigError(
-                    f"{error}; choose another strategy.server_rule, or more devices per round"
-                ) from error
+    rule, num_devices = build_rule(config.strategy.server_rule), _per_round(config, roster)
+    probe = {"probe": np.zeros(1, np.float32)}
+    rule.announce(1, probe)
+    try:
+        rule.apply(1, [probe] * num_devices, np.ones(num_devices))
+    except RunError as error:
+        raise ConfigError(
+            f"{error}; choose another strategy.server_rule, or more devices per round"
+        ) from error
 
 
 def _per_round(config: Config, roster: Roster) -> int:
@@ -161,35 +167,104 @@ def require_fit(config: Config) -> None:
                 "peft.aggregation=exact needs every device's factors, and this channel hands over "
                 "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
             )
-    match config.channel, config.strategy:
-        case RadioChannel(), EmulatorDownloadStrategy(server_rule=rule) if rule.name in COMPARING:
+    match config.strategy:
+        case GradientDownloadStrategy() as strategy:
+            _require_variant(config, strategy)
+    rule = config.strategy.server_rule
+    match config.channel:
+        case RadioChannel() if rule.name in COMPARING:
             raise ConfigError(
                 f"strategy.server_rule.name={rule.name} compares devices, and this channel hands "
                 "over one mean; choose a rule that averages, or channel=ideal"
             )
 
 
+def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None:
+    """Checks that variant and layout of the adapter go together."""
+    match strategy.variant, config.peft:
+        case ("prompt", PromptTuningConfig()) | ("cut" | "lora", LoraConfig()):
+            pass
+        case ("prompt", _):
+            raise ConfigError("strategy.variant=prompt tunes a soft prompt; set peft=prompt")
+        case _:
+            raise ConfigError(f"strategy.variant={strategy.variant} tunes LoRA; set peft=lora")
+    if strategy.shared_gradient and strategy.variant == "cut":
+        raise ConfigError(
+            "strategy.shared_gradient=true needs gradients of shared parameters, and those of "
+            "strategy.variant=cut belong to one device's features; choose variant prompt or lora"
+        )
+    if config.connection.block is not None:
+        raise ConfigError(
+            "connection.block puts a neural connection inside an emulator; with "
+            "strategy=gradient_download set connection.block=null"
+        )
+
+
 def build_strategy(
-    config: Config, *, roster: Roster, ledger: Ledger, layout_hash: str, emulator: bytes
+    config: Config,
+    *,
+    roster: Roster,
+    ledger: Ledger,
+    layout_hash: str,
+    blob: bytes,
+    server: FeatureServer | None,
 ) -> FederatedDeft:
-    """Turns the configuration into the server side of a federation."""
+    """Turns the configuration into the server side of a federation.
+
+    Args:
+        config: the run's configuration.
+        roster: its devices.
+        ledger: books what is sent.
+        layout_hash: of the server's adapter.
+        blob: what devices download once.
+        server: computes on features; only for gradient download.
+    """
     space: LoraSpace = FactorSpace()
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank)
-    match config.strategy:
-        case EmulatorDownloadStrategy():
-            return EmulatorDownload(
-                emulator=emulator,
-                roster=roster,
-                uplink=build_uplink(config.channel, config.seed),
-                space=space,
-                rule=build_rule(config.strategy.server_rule),
-                ledger=ledger,
-                layout_hash=layout_hash,
-                aggregation=aggregation_of(config.peft),
-                devices_per_round=_per_round(config, roster),
-                timeout_s=config.federation.timeout_s,
-                seed=config.seed,
+    common: dict[str, Any] = {
+        "roster": roster,
+        "uplink": build_uplink(config.channel, config.seed),
+        "space": space,
+        "rule": build_rule(config.strategy.server_rule),
+        "ledger": ledger,
+        "layout_hash": layout_hash,
+        "aggregation": aggregation_of(config.peft),
+        "devices_per_round": _per_round(config, roster),
+        "timeout_s": config.federation.timeout_s,
+        "seed": config.seed,
+    }
+    match config.strategy, server:
+        case EmulatorDownloadStrategy(), _:
+            return EmulatorDownload(emulator=blob, **common)
+        case GradientDownloadStrategy() as strategy, FeatureServer():
+            return GradientDownload(
+                front=blob,
+                server=server,
+                plan=GradientPlan(
+                    labels_at_server=strategy.labels == "server",
+                    shared=strategy.shared_gradient,
+                    max_in_flight=strategy.max_in_flight,
+                    timeout_s=strategy.exchange_timeout_s,
+                ),
+                transport=build_transport(config, strategy, roster),
+                **common,
             )
         case _:
             raise ConfigError(f"strategy {type(config.strategy).__name__} has no server side")
+
+
+def build_transport(
+    config: Config, strategy: GradientDownloadStrategy, roster: Roster
+) -> Transport:
+    """Turns the choice of a transport into what opens a round's exchanges."""
+    match strategy.transport, config.federation:
+        case ("messages", _) | ("auto", SimulationFederation()):
+            return MessageTransport(roster)
+        case _:
+            return StreamTransport(
+                roster,
+                host=strategy.stream.host,
+                port=strategy.stream.port,
+                advertised_host=strategy.stream.advertised_host,
+            )

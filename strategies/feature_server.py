@@ -61,7 +61,6 @@ class FeatureServer:
 
     Args:
         trunk: the server's blocks.
-        trunk_names: tunable parameters inside it.
         wire: how tensors travel.
         want: what to differentiate with respect to, see ``Trunk.forward``.
         num_stacks: of the model.
@@ -76,7 +75,6 @@ class FeatureServer:
         self,
         trunk: Trunk,
         *,
-        trunk_names: Sequence[str],
         wire: FeatureWire,
         want: Sequence[str],
         num_stacks: int,
@@ -86,7 +84,7 @@ class FeatureServer:
         logit_adjustment: float,
         seed: int,
     ) -> None:
-        self._trunk, self._trunk_names = trunk, set(trunk_names)
+        self._trunk, self._trunk_names = trunk, trunk.names
         self._wire, self._want, self._num_stacks = wire, want, num_stacks
         self._head, self._head_parameters = head, dict(head_parameters)
         self._task, self._tau, self._seed = task, logit_adjustment, seed

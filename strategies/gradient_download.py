@@ -1,7 +1,7 @@
 """Federated DEFT by gradient download: the FoMo stays at the server."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -13,15 +13,12 @@ from fl_app.features_wire import Begin
 from fl_app.fomo.package import content_hash
 from fl_app.payload import Payload
 from strategies.base import FederatedDeft
-from strategies.exchange import Exchange
 from strategies.feature_server import FeatureServer
 from strategies.gradient_round import GradientPlan, GradientRound
 from strategies.round_log import RoundLog
+from strategies.transport import Transport
 
 log = logging.getLogger("deft")
-
-OpenExchange = Callable[[Grid, int], Exchange]
-"""(grid, server round) to a round's exchanges."""
 
 
 class GradientDownload(FederatedDeft):
@@ -31,7 +28,7 @@ class GradientDownload(FederatedDeft):
         front: the packed device part, addressed by its content hash.
         server: computes on features.
         plan: how a round goes.
-        open_exchange: the transport.
+        transport: the way to the devices.
         **collaborators: see ``FederatedDeft``.
     """
 
@@ -41,12 +38,12 @@ class GradientDownload(FederatedDeft):
         front: bytes,
         server: FeatureServer,
         plan: GradientPlan,
-        open_exchange: OpenExchange,
+        transport: Transport,
         **collaborators: Any,
     ) -> None:
         super().__init__(**collaborators)
         self._front, self._hash = front, content_hash(front)
-        self._server, self._plan, self._open = server, plan, open_exchange
+        self._server, self._plan, self._transport = server, plan, transport
 
     @property
     def model_hash(self) -> str:
@@ -90,7 +87,7 @@ class GradientDownload(FederatedDeft):
         ready = [d for d in self._orders if self._roster.holds(d, self._hash)]
         number = next(iter(self._orders.values())).round
         assert self._grid is not None
-        with self._open(self._grid, number) as exchange:
+        with self._transport.open(self._grid, number) as exchange:
             steps = GradientRound(
                 self._server,
                 exchange,
@@ -105,6 +102,10 @@ class GradientDownload(FederatedDeft):
         for device in book.dropped.get("no-emulator", []):
             self.forget(device)  # it is sent again in the next round
         return [reply for d in sorted(updates) for reply in self._accept(d, updates[d], book)]
+
+    def close(self) -> None:
+        """Closes the transport."""
+        self._transport.close()
 
     def _begin(self, device: int) -> Payload:
         order = self._orders[device]

@@ -79,6 +79,11 @@ class Trunk:
         self._parameters = dict(parameters or {})
         self._maps = linear_maps(part.model, self._parameters)
 
+    @property
+    def names(self) -> set[str]:
+        """Canonical names of the tunable weights inside."""
+        return set(self._parameters)
+
     def forward(
         self,
         features: Sequence[Features],

@@ -79,10 +79,10 @@ def test_noise_reaches_devices_and_repeats(player: Player, carries: str) -> None
     assert [r.metrics for r in first.outcome.rounds] == [r.metrics for r in again.outcome.rounds]
     bench, adapter = first.bench, first.outcome.adapter
     assert bench.full_link is not None
-    assert bench.emulated_link is not None
+    assert bench.piece.emulated_link is not None
     for measure, link in (
         (measure_plug_in, bench.full_link),
-        (measure_emulator, bench.emulated_link),
+        (measure_emulator, bench.piece.emulated_link),
     ):
         before = link.book.forward_uses
         assert measure(bench, adapter, bench.test) == measure(bench, adapter, bench.test)
@@ -117,13 +117,15 @@ def test_what_crosses_is_in_the_ledger(player: Player) -> None:
 def test_rounds_meet_other_channels(player: Player) -> None:
     """The same device and data with all else equal: only the round, hence the channel, differs."""
     bench, start = player.bench(player.tiny.overrides(CUT, "connection.tx_snr_db=0"))
-    link = bench.emulated_link
+    link = bench.piece.emulated_link
     assert link is not None
     outputs = []
     for round_, device in ((1, 0), (2, 0), (1, 1), (1, 0)):
         link.redraw(round_, device=device)
         batch = bench.task.batch(bench.test, range(4))
-        logits = bench.emulated.model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        logits = bench.piece.emulated.model(
+            **{k: v for k, v in batch.items() if k != "labels"}
+        ).logits
         outputs.append(logits.detach().numpy().tobytes())
     assert outputs[0] == outputs[3]
     assert len(set(outputs)) == 3

@@ -71,7 +71,7 @@ def test_facts_describe_the_model_that_was_loaded(player: Player) -> None:
     assert facts["num_parameters"] == sum(p.numel() for p in plain.parameters())
     assert facts["num_blocks"] == plain.config.num_hidden_layers == 5
     assert (facts["split"], facts["emulator_blocks"]) == ("1-1-1", [0, 2, 4])
-    assert facts["emulator_blob_bytes"] == len(bench.blob)
+    assert facts["emulator_blob_bytes"] == len(bench.piece.blob)
     assert facts["adapter_parameters"] == sum(array.size for array in start.values())
     per_block = sum(p.numel() for p in plain.bert.encoder.layer[0].parameters())
     assert facts["num_parameters"] - facts["emulator_parameters"] == 2 * per_block
@@ -83,8 +83,8 @@ def test_facts_describe_the_model_that_was_loaded(player: Player) -> None:
 def test_the_server_measures_what_devices_get(player: Player) -> None:
     """Not the emulator as it was before packing: half precision and four bits leave traces."""
     bench, _ = player.bench(player.tiny.overrides("strategy.emulator.bits=4"))
-    state = bench.emulated.model.state_dict()
-    unpacked = unpack(bench.blob).model.state_dict()
+    state = bench.piece.emulated.model.state_dict()
+    unpacked = unpack(bench.piece.blob).model.state_dict()
     name = "bert.encoder.layer.1.output.dense.weight"
     assert (state[f"base_model.model.{name}"] == unpacked[name]).all()
     source = bench.backbone.model.state_dict()["bert.encoder.layer.2.output.dense.weight"]
@@ -97,9 +97,9 @@ def test_an_uncompressed_emulator_is_the_full_model_bit_for_bit(player: Player) 
     bench, _ = player.bench(player.tiny.overrides("strategy.emulator.middle=-1"))
     adapter = _random_adapter(bench)
     bench.full.write(adapter)
-    bench.emulated.write(adapter)
+    bench.piece.emulated.write(adapter)
     full = _logits(bench.full.model, bench)
-    assert torch.equal(full, _logits(bench.emulated.model, bench))
+    assert torch.equal(full, _logits(bench.piece.emulated.model, bench))
     assert full.std() > 0
     figures = [
         measure(bench, adapter, bench.test) for measure in (measure_plug_in, measure_emulator)
@@ -118,10 +118,12 @@ def test_a_compressed_emulator_of_all_blocks_is_measured_for_itself(
     emulator = measure_emulator(bench, adapter, bench.test)
     own = [
         float((_logits(model, bench).argmax(-1).numpy() == bench.test.targets).mean())
-        for model in (bench.full.model, bench.emulated.model)
+        for model in (bench.full.model, bench.piece.emulated.model)
     ]
     assert [plug_in, emulator] == own
-    assert not torch.equal(_logits(bench.full.model, bench), _logits(bench.emulated.model, bench))
+    assert not torch.equal(
+        _logits(bench.full.model, bench), _logits(bench.piece.emulated.model, bench)
+    )
 
 
 def test_tuning_and_measuring_leave_the_frozen_weights_alone(player: Player) -> None:
@@ -163,11 +165,11 @@ def test_one_round_of_one_step_is_the_hand_made_average(player: Player) -> None:
     played = player.play(*words, "finetune.weight_decay=0", "finetune.clip_norm=1e9")
     bench, config = played.bench, played.bench.config
     material = load_material(config)
-    package = unpack(bench.blob)
+    package = unpack(bench.piece.blob)
     adapter = Adapter(
         package.model,
-        blocks=bench.split.blocks,
-        tuned_blocks=bench.split.outer,
+        blocks=bench.piece.split.blocks,
+        tuned_blocks=bench.piece.split.outer,
         heads=head_modules(package.model, package.task),
         spec=LoraSpec(rank=2, alpha=16.0, targets=(), train_a=False),
         seed=config.seed,

@@ -435,7 +435,7 @@ def test_the_emulator_on_the_wire_is_the_one_that_was_measured(
 ) -> None:
     played = player.play("seed=3", "strategy.num_rounds=1")
     blob = wire.read_order(played.grid.exchanges[0].sent).emulator
-    assert blob == played.bench.blob
+    assert blob == played.bench.piece.blob
     assert len(blob or b"") == done[1].model["emulator_blob_bytes"]
-    assert unpack(played.bench.blob).labels == CLASSES
+    assert unpack(played.bench.piece.blob).labels == CLASSES
     assert np.isfinite(float(done[1].final["emulator"] or np.nan))

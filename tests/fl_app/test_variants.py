@@ -109,8 +109,8 @@ def test_centralised_tuning_makes_as_many_local_steps(player: Player, words: lis
 
 def test_full_devices_hold_the_whole_model_exactly(player: Player) -> None:
     played = player.play(reference="federated_full")
-    assert played.bench.split.is_identity
-    package = unpack(played.bench.blob)
+    assert played.bench.piece.split.is_identity
+    package = unpack(played.bench.piece.blob)
     theirs, ours = package.model.state_dict(), played.bench.backbone.model.state_dict()
     plain = {
         name.replace(".base_layer", "").replace(".original_module", ""): tensor
@@ -120,7 +120,7 @@ def test_full_devices_hold_the_whole_model_exactly(player: Player) -> None:
     assert theirs.keys() == plain.keys()
     assert all((theirs[name] == plain[name]).all() for name in theirs)
     sent = wire.read_order(played.grid.exchanges[0].sent)
-    assert sent.model_hash == content_hash(played.bench.blob)
+    assert sent.model_hash == content_hash(played.bench.piece.blob)
     assert played.devices(1) == list(range(NUM_DEVICES))
 
 

@@ -290,7 +290,7 @@ def test_the_emulator_is_sent_once_per_device_and_adapters_every_round(
     if drawn:
         words.append(f"federation.devices_per_round={drawn}")
     played = player.play(*words)
-    blob = played.bench.blob
+    blob = played.bench.piece.blob
     adapter_bytes = len(wire.to_blob(played.start))
     reached = {exchange.device for exchange in played.grid.exchanges}
     totals = played.outcome.ledger.as_dict()
@@ -339,12 +339,12 @@ def test_a_lost_emulator_is_sent_again_within_the_round(
     assert [e.device for e in played.of_round(2)] == [0, 1, 1, 2, 3]
     asked, again = (e for e in played.of_round(2) if e.device == 1)
     assert wire.EMULATOR not in asked.downlink_bytes
-    assert again.downlink_bytes[wire.EMULATOR] == len(played.bench.blob)
+    assert again.downlink_bytes[wire.EMULATOR] == len(played.bench.piece.blob)
     ledger = played.outcome.ledger
     adapter_bytes = len(wire.to_blob(played.start))
-    assert ledger.total_bytes(device=1, what="emulator") == 2 * len(played.bench.blob)
+    assert ledger.total_bytes(device=1, what="emulator") == 2 * len(played.bench.piece.blob)
     assert ledger.total_bytes(device=1, round=2, what="adapter") == 2 * adapter_bytes
-    assert ledger.total_bytes(device=0, what="emulator") == len(played.bench.blob)
+    assert ledger.total_bytes(device=0, what="emulator") == len(played.bench.piece.blob)
     assert adapter_sha256(played.outcome.adapter) == adapter_sha256(plain.outcome.adapter)
 
 
@@ -355,7 +355,7 @@ def test_a_device_that_never_holds_the_emulator_is_dropped(player: Player) -> No
     played = player.play(SKEW, "strategy.num_rounds=1", faults={2: forgetful})  # type: ignore[dict-item]
     assert played.dropped(1) == {"no-emulator": [2]}
     assert played.outcome.ledger.total_bytes(device=2, what="emulator") == 2 * len(
-        played.bench.blob
+        played.bench.piece.blob
     )
     _check_mean(played, 1, played.start, [0, 1, 3])
 
@@ -366,13 +366,15 @@ def test_a_device_that_asks_for_the_emulator_and_answers_too_is_a_duplicate(play
 
     played = player.play("strategy.num_rounds=1", faults={2: both})  # type: ignore[dict-item]
     assert played.dropped(1) == {"duplicate": [2]}
-    assert played.outcome.ledger.total_bytes(device=2, what="emulator") == len(played.bench.blob)
+    assert played.outcome.ledger.total_bytes(device=2, what="emulator") == len(
+        played.bench.piece.blob
+    )
 
 
 def test_a_silent_device_is_sent_the_emulator_again_next_round(player: Player) -> None:
     """Nobody knows whether the first copy arrived; a device holds it once it has answered."""
     played = player.play(faults={(1, 2): fakes.vanishes})
-    blob = len(played.bench.blob)
+    blob = len(played.bench.piece.blob)
     ledger = played.outcome.ledger
     assert [ledger.total_bytes(device=d, what="emulator") for d in ALL] == [
         blob,
@@ -390,13 +392,15 @@ def test_an_emulator_of_an_earlier_run_is_not_sent_again(
     first = player.play(node_config=folder)
     _worker.cache_clear()
     second = player.play(node_config=folder)
-    blob = len(first.bench.blob)
+    blob = len(first.bench.piece.blob)
     assert first.outcome.ledger.total_bytes(what="emulator") == NUM_DEVICES * blob
     assert second.outcome.ledger.total_bytes(what="emulator") == 0
     assert all(wire.EMULATOR not in e.downlink_bytes for e in second.grid.exchanges)
     assert adapter_sha256(first.outcome.adapter) == adapter_sha256(second.outcome.adapter)
     third = player.play("strategy.emulator.left=2", node_config=folder)
-    assert third.outcome.ledger.total_bytes(what="emulator") == NUM_DEVICES * len(third.bench.blob)
+    assert third.outcome.ledger.total_bytes(what="emulator") == NUM_DEVICES * len(
+        third.bench.piece.blob
+    )
 
 
 def test_a_kept_emulator_that_was_damaged_is_noticed_before_the_first_round(
@@ -409,7 +413,7 @@ def test_a_kept_emulator_that_was_damaged_is_noticed_before_the_first_round(
     _damage(root, 2, name)
     _worker.cache_clear()
     second = player.play(node_config=folder)
-    blob = len(first.bench.blob)
+    blob = len(first.bench.piece.blob)
     ledger = second.outcome.ledger
     assert [ledger.total_bytes(device=d, what="emulator") for d in ALL] == [0, 0, blob, 0]
     assert len(second.of_round(1)) == NUM_DEVICES  # in the first message: nobody had to ask
@@ -452,7 +456,7 @@ def _tensors(played: Played, blocks: set[int]) -> dict[str, np.ndarray]:
 def test_dropped_blocks_never_reach_a_device(player: Player, words: tuple[str, ...]) -> None:
     played = player.play(*words)
     crossed = _downlink(played)
-    split = played.bench.split
+    split = played.bench.piece.split
     dropped = set(range(split.total)) - set(split.blocks)
     hidden = _tensors(played, dropped)
     assert len(dropped) >= 1
@@ -477,7 +481,7 @@ def test_compressed_matrices_of_the_middle_never_reach_a_device_whole(
         "strategy.emulator.middle=-1", *(f"strategy.emulator.{word}" for word in words)
     )
     crossed = _downlink(played)
-    split = played.bench.split
+    split = played.bench.piece.split
     middle = _tensors(played, set(range(split.total)) - set(split.outer))
     matrices = {name: array for name, array in middle.items() if array.ndim == 2}
     assert len(matrices) >= 6
