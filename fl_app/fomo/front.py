@@ -85,7 +85,7 @@ class Front:
         if self._part.num_stacks == 1:
             return [first]
         inputs: dict[str, Any] = self._inputs(batch)
-        inputs["encoder_outputs"] = (torch.zeros(*batch["input_ids"].shape, first.shape[-1]),)
+        inputs["encoder_outputs"] = (torch.zeros_like(first),)
         return [first, reach(self._part.model, **inputs)]
 
     def _first(self, batch: Batch, prompt: torch.Tensor | None) -> torch.Tensor:

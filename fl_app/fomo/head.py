@@ -109,7 +109,8 @@ class Head:
             bool [B, S'].
         """
         source = torch.Generator().manual_seed(_PROBE_SEED)
-        states = torch.randn(shape, generator=source).requires_grad_()
+        dtype = self._part.model.dtype
+        states = torch.randn(shape, generator=source, dtype=dtype).requires_grad_()
         ids = torch.full(shape[:2], self._filler)
         if "input_ids" in batch and self._part.task != "causal_lm":
             ids[:, :num_prompt] = self._mark

@@ -158,14 +158,14 @@ def head_inputs(part: DevicePart, ids: torch.Tensor) -> dict[str, Any]:
         part: whose family says what a pass needs.
         ids: [B, S'] token ids, of which only shape and markers matter; of images only B does.
     """
-    config = part.model.config
+    config, like = part.model.config, torch.zeros((), dtype=part.model.dtype)
     if part.reads_images:
         side = config.image_size
-        return {"pixel_values": torch.zeros(len(ids), config.num_channels, side, side)}
+        return {"pixel_values": like.new_zeros(len(ids), config.num_channels, side, side)}
     inputs: dict[str, Any] = {"input_ids": ids}
     if part.num_stacks == 2:
         inputs["decoder_input_ids"] = ids
-        inputs["encoder_outputs"] = (torch.zeros(len(ids), 1, config.hidden_size),)
+        inputs["encoder_outputs"] = (like.new_zeros(len(ids), 1, config.hidden_size),)
     return inputs
 
 
@@ -204,5 +204,6 @@ def _config_of(config: Any, ranges: Sequence[Sequence[int]]) -> Any:
         setattr(small, field, len(blocks))
     if getattr(config, "layer_types", None):  # attention kind per block: sliding or full
         small.layer_types = [config.layer_types[i] for i in ranges[0]]
-    small.use_cache = False
+    if hasattr(small, "use_cache"):
+        small.use_cache = False
     return small
