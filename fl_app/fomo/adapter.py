@@ -66,6 +66,7 @@ class Adapter:
         seed: seeds the prompt, or A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
         carried: names of frozen modules that are not as in the checkpoint; they are saved along, so
             that the adapter gives the same outputs on the untouched model.
+        later_blocks: like ``blocks``, for the stacks after the first; None if they have the same.
 
     Raises:
         ModelError: nothing would be tuned, no map has one of the target names, or the model takes
@@ -82,9 +83,12 @@ class Adapter:
         spec: LoraSpec | PromptSpec | None,
         seed: int,
         carried: Sequence[str] = (),
+        later_blocks: Sequence[int] | None = None,
     ) -> None:
         self._stacks = stack_paths(model)
-        self._to_full = dict(enumerate(blocks))
+        later = blocks if later_blocks is None else later_blocks
+        self._to_full = {stack: dict(enumerate(later)) for stack in self._stacks}
+        self._to_full[self._stacks[0]] = dict(enumerate(blocks))
         self.model: Any
         match spec:
             case LoraSpec():
@@ -115,7 +119,7 @@ class Adapter:
             name
             for name, module in model.named_modules()
             if (place := block_of(name, self._stacks)) is not None
-            and self._to_full[place[1]] in tuned
+            and self._to_full[place[0]][place[1]] in tuned
             and _is_linear(module)
         ]
         known = {name.rsplit(".", 1)[-1] for name in maps}
@@ -150,7 +154,9 @@ class Adapter:
         plain = plain.replace(".modules_to_save.default", "").replace(".default", "")
         if ".original_module" in plain:
             return name
-        return _PEFT_LEAD + renumber(plain, self._stacks, self._to_full)
+        for stack, to_full in self._to_full.items():
+            plain = renumber(plain, (stack,), to_full)
+        return _PEFT_LEAD + plain
 
     @property
     def bare_model(self) -> Any:

@@ -190,15 +190,15 @@ class Trunk:
 
     def _inputs(self, masks: Sequence[torch.Tensor]) -> dict[str, Any]:
         """Returns inputs of the right shape; their states are replaced in front of block one."""
-        config = self._model.config
+        config, like = self._model.config, torch.zeros((), dtype=self._model.dtype)
         if self._model.main_input_name == "pixel_values":
             side = config.image_size
-            return {"pixel_values": torch.zeros(len(masks[0]), config.num_channels, side, side)}
+            return {"pixel_values": like.new_zeros(len(masks[0]), config.num_channels, side, side)}
         width = self._model.get_input_embeddings().weight.shape[1]
         names = ("", "decoder_")
         inputs: dict[str, Any] = {}
         for name, mask in zip(names, masks, strict=False):
-            inputs[f"{name}inputs_embeds"] = torch.zeros(*mask.shape, width)
+            inputs[f"{name}inputs_embeds"] = like.new_zeros(*mask.shape, width)
             inputs[f"{name}attention_mask"] = mask.long()
         return inputs
 

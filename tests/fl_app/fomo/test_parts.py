@@ -1,4 +1,4 @@
-"""A model cut in three computes what it computed whole; the device's part holds none of the trunk."""
+"""A model cut in three computes what it computed whole; no trunk weight is at the device."""
 
 import pytest
 import torch
