@@ -27,6 +27,7 @@ _REPLY_POLL_S = 1.0
 """How often Flower is asked about devices that have not connected: one HTTP request each time."""
 _STRANGER_S = 10.0
 _MAX_STRANGERS = 64
+"""Strangers beyond the devices that are awaited; the next ones wait until these are gone."""
 _GOODBYE_S = 1.0
 
 
@@ -126,6 +127,8 @@ class StreamExchange(RoundExchange):
 
     def _serve(self, wait_s: float) -> None:
         """Waits at most ``wait_s`` for something to happen, and handles it."""
+        if self._room() and self._listener not in self._selector.get_map():
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
         for key, _ in self._selector.select(wait_s):
             if key.data is None:
                 self._welcome()
@@ -136,11 +139,14 @@ class StreamExchange(RoundExchange):
                 self._drop(connection)
 
     def _welcome(self) -> None:
-        for connection in self._listener.accept():
+        for connection in self._listener.accept(self._room()):
             self._strangers.append(connection)
             self._selector.register(connection, connection.events, connection)
-            if len(self._strangers) > _MAX_STRANGERS:
-                self._drop(self._strangers[0])
+        if not self._room():
+            self._selector.unregister(self._listener)
+
+    def _room(self) -> int:
+        return max(_MAX_STRANGERS + len(self._tokens) - len(self._strangers), 0)
 
     def _advance(self, connection: Connection) -> None:
         for frame in connection.advance():

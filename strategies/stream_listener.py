@@ -43,11 +43,11 @@ class StreamListener:
         """Returns the socket's descriptor, for selectors."""
         return self._socket.fileno()
 
-    def accept(self) -> "list[Connection]":
-        """Returns all connections that wait to be accepted."""
+    def accept(self, most: int) -> "list[Connection]":
+        """Returns connections that wait to be accepted, at most ``most``."""
         accepted = []
         with suppress(BlockingIOError):
-            while True:
+            for _ in range(most):
                 plain, _ = self._socket.accept()
                 try:
                     plain.setblocking(False)
