@@ -1,9 +1,9 @@
-"""A federation of toy devices for the transports: each keeps a running sum of what it was sent."""
+"""A federation of toy devices for the transports; one of them misbehaves on demand."""
 
 import contextlib
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,18 @@ import psutil
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.steps import Handle, answer_step
+from clients.exchange_app import exchange_app
+from clients.steps import Handle
 from clients.stream import serve_stream
+from fl_app import step_wire
 from fl_app.local_grid import FIRST_NODE_ID, LocalGrid, ThreadedGrid
 from fl_app.payload import Payload, read_payload
+from fl_app.step_wire import StreamOrder
+from fl_app.stream import Channel
+from strategies.exchange import Lost
 from strategies.roster import Roster
+from strategies.stream_exchange import StreamExchange
+from strategies.stream_listener import StreamListener
 
 
 def running_sum(state: bytes | None, blob: bytes) -> tuple[bytes, bytes]:
@@ -28,18 +35,7 @@ def running_sum(state: bytes | None, blob: bytes) -> tuple[bytes, bytes]:
 
 
 def toy_app(handle: Handle = running_sum) -> ClientApp:
-    """Returns a ClientApp that plays both transports' device side."""
-    app = ClientApp()
-
-    @app.train("step")
-    def step(message: Message, context: Context) -> Message:
-        return answer_step(message, context, handle)
-
-    @app.train("stream")
-    def stream(message: Message, context: Context) -> Message:
-        return serve_stream(message, handle)
-
-    return app
+    return exchange_app(handle)
 
 
 def roster_of(num_devices: int) -> Roster:
@@ -73,3 +69,52 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     assert set(threading.enumerate()) <= threads
     assert (me.num_fds(), len(me.net_connections())) == before
+
+
+# --- a device that misbehaves on its stream ------------------------------------------------------
+
+HOSTILE = 1
+MAX = 100
+Act = Callable[[StreamOrder], None]
+
+
+def open_channel(order: StreamOrder) -> Channel:
+    """A channel whose own limit stops it from nothing."""
+    return Channel(
+        order.host, order.port, certificate=order.certificate, max_bytes=2**40, timeout_s=10.0
+    )
+
+
+def hostile_app(act: Act) -> ClientApp:
+    """Device 1 does as ``act`` says, all others count."""
+    app = ClientApp()
+
+    @app.train("stream")
+    def stream(message: Message, context: Context) -> Message:
+        order = step_wire.read_stream(message)
+        if order.device != HOSTILE:
+            return serve_stream(message, counting)
+        act(order)
+        return step_wire.stream_done(message, order, 0)
+
+    return app
+
+
+@contextlib.contextmanager
+def begun_stream(act: Act) -> Iterator[StreamExchange]:
+    """A round of two devices; nothing may be left of it."""
+    with nothing_left_behind(), contextlib.ExitStack() as stack:
+        listener = stack.enter_context(StreamListener())
+        grid = stack.enter_context(threaded(hostile_app(act), 2))
+        begun = StreamExchange(listener, grid, roster_of(2), 1, max_bytes=MAX)
+        yield stack.enter_context(begun)
+
+
+def run_both(exchange: StreamExchange, steps: int, deadline_s: float = 20.0) -> list[Lost | bytes]:
+    """Runs exchanges; the honest device must not notice anything. Returns the other's answers."""
+    answers = []
+    for step in range(steps):
+        both = exchange.exchange({0: number(1), HOSTILE: number(5)}, deadline_s)
+        assert both[0] == number(step + 1)
+        answers.append(both[HOSTILE])
+    return answers

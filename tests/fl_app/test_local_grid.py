@@ -1,5 +1,7 @@
 """The in-process grid behaves like a wire: copies, replies by id, failures that stay on a node."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fl_app.local_grid import LocalGrid
+from fl_app.local_grid import LocalGrid, ThreadedGrid
 
 app = ClientApp()
 
@@ -121,3 +123,33 @@ def test_flowers_own_entry_points_are_there(grid: LocalGrid) -> None:
     node = next(iter(grid.get_node_ids()))
     message = grid.create_message(RecordDict(), "query.echo", node, "group")
     assert message.metadata.dst_node_id == node
+
+
+def test_threaded_nodes_work_side_by_side_and_answer_when_they_are_done() -> None:
+    together = threading.Barrier(3, timeout=30.0)  # opens only if all three are at work at once
+    meeting = ClientApp()
+
+    @meeting.query("echo")
+    def meet(message: Message, context: Context) -> Message:
+        together.wait()
+        return echo(message, context)
+
+    threads = set(threading.enumerate())
+    with ThreadedGrid(meeting, num_nodes=3, run_config={"key": "value"}) as grid:
+        messages = [_message(node, f"to {node}") for node in grid.get_node_ids()]
+        ids = list(grid.push_messages([*messages[:2]]))
+        assert not list(grid.pull_messages(ids))
+        ids += grid.push_messages(messages[2:])
+        replies: list[Message] = []
+        while len(replies) < 3:
+            replies += grid.pull_messages(ids)
+            time.sleep(0.01)
+        texts = {r.metadata.reply_to_message_id: _text(r) for r in replies}
+        sent = [m.content.config_records["in"]["text"] for m in messages]
+        assert [texts[i] for i in ids] == sent
+        assert not list(grid.pull_messages(ids))
+    assert set(threading.enumerate()) <= threads
+
+
+def _text(reply: Message) -> str:
+    return str(reply.content.config_records["out"]["text"])
