@@ -155,12 +155,11 @@ def test_the_estimate_is_unbiased_on_a_quadratic() -> None:
     _assert_unbiased(estimates, at.grad.numpy(), rest=1e-5)
 
 
-def test_the_estimate_is_unbiased_on_a_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_estimate_is_unbiased_on_a_model(tiny: TinyModels) -> None:
     """Against autograd on a tiny BERT with a soft prompt; each slope, too, is the right one.
 
     With s(e) = slope + c e^2 + ..., the error of s(e) is a third of s(2 e) - s(e).
     """
-    tiny = TinyModels(tmp_path_factory.mktemp("models"))
     backbone = tiny.load("bert", "sequence_classification")
     adapter = Adapter(
         backbone.model,
