@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 
+from fl_app import main_job
 from fl_app.bench import measure_plug_in, prepare
+from fl_app.client_app import app
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, DeftError, ModelError
 from fl_app.fomo.adapter import is_head
 from fl_app.fomo.package import unpack
 from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.local_grid import LocalGrid
 from fl_app.material import load_material
 from fl_app.settings import aggregation_of
 from tests.federation_fixtures import (
@@ -124,6 +128,34 @@ def test_the_federated_prompt_is_a_peft_adapter_of_the_full_model(
         logits = reloaded(**batch).logits
         assert torch.equal(logits, bench.full.model(**batch).logits)
     assert float((logits.argmax(-1) == labels).double().mean()) == measured
+
+
+def test_the_whole_job_leaves_the_prompt_for_peft(
+    player: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_job, "write_report", lambda *_: None)  # drawn in other tests
+    overrides = player.tiny.overrides(f"output.dir={tmp_path}")
+    with LocalGrid(app, num_nodes=NUM_DEVICES, run_config={"overrides": overrides}) as grid:
+        result = main_job.run_main_job(grid, overrides)
+    assert result.verdict == "ok"
+    saved = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    played = player.play(warm=True).outcome.adapter
+    assert np.array_equal(saved["prompt_embeddings"], played[PROMPT_NAME])
+    head = "classifier.weight"
+    assert np.array_equal(saved[f"base_model.{head}"], played[f"base_model.model.{head}"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "has_prompt"),
+    [("frozen", False), ("federated_full", True), ("centralised", True)],
+)
+def test_comparison_runs_keep_the_prompt_but_the_frozen_one(
+    player: Player, reference: str, has_prompt: bool
+) -> None:
+    num_devices = 1 if reference == "centralised" else NUM_DEVICES
+    played = player.play(reference=reference, num_nodes=num_devices)
+    assert played.outcome.aggregated >= 1
+    assert (PROMPT_NAME in played.outcome.adapter) == has_prompt
 
 
 def test_every_round_is_the_plain_mean(player: Player) -> None:
