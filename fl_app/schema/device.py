@@ -25,7 +25,7 @@ class FinetuneConfig:
     """At most this many local steps a round; null: no limit."""
     batch_size: int = 8
     lr: float = 1e-3
-    """AdamW learning rate of LoRA, or of a soft prompt. Where gradients are small (language models),
+    """AdamW learning rate of LoRA or the soft prompt. Where gradients are small (language models),
     the large ``eps`` asks for a large lr."""
     head_lr: float = 5e-3
     """AdamW learning rate of the task head."""

@@ -50,6 +50,7 @@ def test_every_scheme_of_the_air_is_built(scheme: str) -> None:
         ("peft.aggregation=exact", ProductSpace),
         ("peft.aggregation=alternate", FactorSpace),
         ("peft=head", FactorSpace),
+        ("peft=prompt", FactorSpace),
     ],
 )
 def test_peft_chooses_the_space(word: str, space: type) -> None:
