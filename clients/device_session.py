@@ -35,6 +35,7 @@ class DeviceSession:
         package = unpack_device_part(blob)
         part = package.part
         self.parameters = device_parameters(config, strategy, part)
+        self._num_stacks = part.num_stacks
         self.head = Head(part)
         self.front = Front(part, self.head)
         self.task: Task = task_for(
@@ -71,7 +72,7 @@ class DeviceSession:
     def num_prompt(self) -> int:
         """m, as the last stack's positions count it: 0 where a decoder of its own reads on."""
         prompt = self.prompt
-        return 0 if prompt is None or self.head.config.is_encoder_decoder else len(prompt)
+        return 0 if prompt is None or self._num_stacks == 2 else len(prompt)
 
     def loss_of(self, device: int) -> LossFunction:
         """Returns the loss a device with these examples minimises."""

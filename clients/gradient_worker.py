@@ -26,14 +26,13 @@ from fl_app.features_wire import (
     SLOPES,
     STATES,
     UPDATE,
-    Begin,
     FeatureWire,
     parameters_in,
     parameters_out,
     read_begin,
 )
 from fl_app.finetune import local_batches
-from fl_app.payload import Payload, read_payload
+from fl_app.payload import Payload, Scalar, read_payload
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
@@ -79,24 +78,33 @@ class GradientWorker:
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
         started = time.monotonic()
         payload = read_payload(blob, max_bytes=MAX_BYTES)
-        if state is None:
-            begin = read_begin(payload)
-            session = self._session(begin.device, begin.model_hash)
-            if session is None:
-                return None, Payload(NO_FRONT, 0).to_blob()
-            after, answer = self._features(session, _opened(begin))
-        else:
-            before = read_state(state)
-            session = self._session(before.device, before.model_hash)
-            if session is None:
-                raise WireError("no-emulator", "the device's part of the model is gone")
-            after, answer = self._continue(session, before, payload)
-        after = after and replace(after, seconds=after.seconds + time.monotonic() - started)
-        return None if after is None else after.to_blob(), answer.to_blob()
+        after, answer = self._open(payload) if state is None else self._continue(state, payload)
+        if after is None:
+            return None, answer.to_blob()
+        spent = after.seconds + time.monotonic() - started
+        return replace(after, seconds=spent).to_blob(), answer.to_blob()
 
-    def _continue(
-        self, session: DeviceSession, state: LocalState, payload: Payload
-    ) -> tuple[LocalState | None, Payload]:
+    def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
+        begin = read_begin(payload)
+        session = self._session(begin.device, begin.model_hash)
+        if session is None:
+            return None, Payload(NO_FRONT, 0)
+        state = LocalState(
+            round=begin.round,
+            device=begin.device,
+            num_devices=begin.num_devices,
+            model_hash=begin.model_hash,
+            proximal_mu=begin.proximal_mu,
+            start=begin.adapter,
+            now=begin.adapter,
+        )
+        return self._features(session, state)
+
+    def _continue(self, blob: bytes, payload: Payload) -> tuple[LocalState | None, Payload]:
+        state = read_state(blob)
+        session = self._session(state.device, state.model_hash)
+        if session is None:
+            raise WireError("no-emulator", "the device's part of the model is gone")
         if payload.step != state.step:
             raise WireError("wrong-step", f"at local step {state.step}, got {payload.step}")
         match payload.kind:
@@ -177,7 +185,7 @@ class GradientWorker:
         return None, self._update(session, after)
 
     def _update(self, session: DeviceSession, state: LocalState) -> Payload:
-        scalars = {
+        scalars: dict[str, Scalar] = {
             wire.ROUND: state.round,
             wire.DEVICE: state.device,
             wire.MODEL_HASH: state.model_hash,
@@ -224,15 +232,3 @@ class GradientWorker:
             self._loaded = None  # free the old one before the new one is built
             self._loaded = name, DeviceSession(blob, self._config, self._strategy)
         return self._loaded[1]
-
-
-def _opened(begin: Begin) -> LocalState:
-    return LocalState(
-        round=begin.round,
-        device=begin.device,
-        num_devices=begin.num_devices,
-        model_hash=begin.model_hash,
-        proximal_mu=begin.proximal_mu,
-        start=begin.adapter,
-        now=begin.adapter,
-    )

@@ -76,7 +76,7 @@ def read_state(blob: bytes) -> LocalState:
         WireError: damaged.
     """
     payload = read_payload(blob, max_bytes=_MAX_BYTES)
-    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    parts: dict[str, Any] = {part: {} for part in _PARTS}
     for key, array in payload.arrays.items():
         part, _, name = key.partition("|")
         parts[part][name] = array

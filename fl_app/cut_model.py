@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from fl_app.features_wire import FeatureWire
 from fl_app.fomo.adapter import Adapter, is_head
 from fl_app.fomo.backbone import Backbone
@@ -86,16 +88,17 @@ def _wanted(strategy: GradientDownloadStrategy) -> Sequence[str]:
 
 def _trunk_parameters(
     config: Config, strategy: GradientDownloadStrategy, part: TrunkPart, split: Split
-) -> dict[str, object]:
+) -> dict[str, nn.Parameter]:
     """Puts LoRA into the trunk where it is tuned there; returns its parameters by name."""
     if strategy.variant in ("prompt", "cut"):
         return {}
     adapter = Adapter(
         part.model,
         blocks=part.blocks[0],
+        later_blocks=part.blocks[-1],
         tuned_blocks=split.outer,
         heads=(),
         spec=adapter_spec(config.peft),
         seed=config.seed,
     )
-    return dict(adapter.parameters)
+    return adapter.parameters

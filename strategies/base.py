@@ -68,7 +68,7 @@ class FederatedDeft(Strategy):
         self._tuned: Update = {}
         self._orders: dict[int, wire.Order] = {}
         self._sent: dict[int, Message] = {}
-        self._grid: Grid | None = None
+        self._grid: Grid
         self._started = 0.0
         self.rounds: dict[int, RoundLog] = {}
 
@@ -259,7 +259,7 @@ class FederatedDeft(Strategy):
         """Sends the emulator again, within the round, to devices that lost their copy."""
         # Who asks for it and answers all the same has answered twice; that is judged later.
         lost = [d for d, rs in answered.items() if len(rs) == 1 and wire.lacks_emulator(rs[0])]
-        if not lost or self._grid is None:
+        if not lost:
             return answered
         log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
         arrays = wire.blob_record(wire.to_blob(self._adapter))

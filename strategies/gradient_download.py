@@ -86,7 +86,6 @@ class GradientDownload(FederatedDeft):
                 self._drop(device, error, book)
         ready = [d for d in self._orders if self._roster.holds(d, self._hash)]
         number = next(iter(self._orders.values())).round
-        assert self._grid is not None
         with self._transport.open(self._grid, number) as exchange:
             steps = GradientRound(
                 self._server,

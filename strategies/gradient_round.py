@@ -176,21 +176,15 @@ class GradientRound:
         answers: dict[int, Payload] = {}
         if not blobs:
             return answers
-        for device, blob in self._exchange.exchange(blobs, self._plan.timeout_s).items():
-            match blob:
-                case Lost():
-                    self._drop(device, WireError(blob.reason, blob.detail))
-                case _:
-                    try:
-                        payload = read_payload(blob, max_bytes=MAX_BYTES)
-                        if payload.kind == NO_FRONT:
-                            raise WireError("no-emulator", "its part of the model is gone")
-                    except WireError as error:
-                        self._drop(device, error)
-                        continue
-                    if payload.kind in (FEATURES, SLOPES):  # an update is booked by its uplink
-                        self._book("uplink", device, payload.kind, len(blob))
-                    answers[device] = payload
+        for device, answer in self._exchange.exchange(blobs, self._plan.timeout_s).items():
+            try:
+                payload, size = _opened(answer)
+            except WireError as error:
+                self._drop(device, error)
+                continue
+            if payload.kind in (FEATURES, SLOPES):  # an update is booked by its uplink
+                self._book("uplink", device, payload.kind, size)
+            answers[device] = payload
         return answers
 
     def _finite(self, gradients: Mapping[int, FeatureGradient]) -> dict[int, FeatureGradient]:
@@ -205,6 +199,22 @@ class GradientRound:
     def _drop(self, device: int, error: WireError) -> None:
         log.warning("round %d: device %d dropped: %s", self._number, device, error)
         self._log.drop(device, error.reason)
+
+
+def _opened(answer: bytes | Lost) -> tuple[Payload, int]:
+    """Returns what a device answered, and its length in bytes.
+
+    Raises:
+        WireError: it was lost, sent no payload, or has no model.
+    """
+    match answer:
+        case Lost(reason, detail):
+            raise WireError(reason, detail)
+        case _:
+            payload = read_payload(answer, max_bytes=MAX_BYTES)
+    if payload.kind == NO_FRONT:
+        raise WireError("no-emulator", "its part of the model is gone")
+    return payload, len(answer)
 
 
 def _require_kind(payload: Payload, kind: str) -> None:

@@ -28,6 +28,8 @@ CLASSES = ("lamp", "music", "timer", "weather")
 NUM_TRAIN, NUM_TEST = 96, 40
 NUM_DEVICES, NUM_ROUNDS = 4, 2
 _WORDS_PER_CLASS = 10
+_BELONG = {"strategy=gradient_download": "strategy.emulator", "peft=prompt": "peft"}
+"""A choice, and what the words it replaces begin with."""
 
 
 def write_rows(path: Path, num_rows: int, *stream: int | str) -> Path:
@@ -60,7 +62,11 @@ class TinyFederation:
         return shlex.join(self.words(*more))
 
     def words(self, *more: str) -> list[str]:
-        """Returns overrides one by one."""
+        """Returns overrides one by one; those of a choice that ``more`` replaces are left out."""
+        unfit = [lead for word, lead in _BELONG.items() if word in more]
+        return [word for word in self._plain() if not word.startswith(tuple(unfit))] + [*more]
+
+    def _plain(self) -> list[str]:
         return [
             "model=local",
             f"model.path={self.model}",
@@ -85,7 +91,6 @@ class TinyFederation:
             "finetune.head_lr=0.05",
             "finetune.eps=1e-8",
             "finetune.logit_adjustment=0",
-            *more,
         ]
 
 

@@ -13,7 +13,6 @@ import transformers
 from fl_app import wire
 from fl_app.bench import (
     Bench,
-    emulator_settings,
     measure_emulator,
     measure_plug_in,
     model_source,
@@ -309,10 +308,10 @@ def test_models_are_found_where_the_configuration_says() -> None:
         model_source(ModelConfig())
 
 
-def test_a_strategy_without_an_emulator_is_refused() -> None:
-    config = dataclasses.replace(load_config(), strategy=StrategyConfig())
-    with pytest.raises(ConfigError, match="StrategyConfig has no emulator"):
-        emulator_settings(config)
+def test_a_strategy_without_a_server_side_is_refused(player: Player) -> None:
+    config = dataclasses.replace(load_config(player.tiny.overrides()), strategy=StrategyConfig())
+    with pytest.raises(ConfigError, match="StrategyConfig has no server side"):
+        prepare(config)
 
 
 def test_tests_use_a_model_whose_head_is_new(player: Player) -> None:
