@@ -37,7 +37,8 @@ class StreamExchange(RoundExchange):
     The grid must deliver in the background, as Flower's own do, and every device needs a worker of
     its own while the round lasts (one real node each): a simulation with fewer workers than devices
     would leave the rest ``silent``. A device's first exchange includes the delivery of its long
-    message; give it a longer deadline.
+    message; give it a longer deadline. Token and certificate travel in that message, so a stream is
+    as safe from listeners as Flower's own connection was.
 
     Args:
         listener: where devices connect; lives as long as the run.

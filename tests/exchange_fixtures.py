@@ -65,10 +65,12 @@ def nothing_left_behind() -> Iterator[None]:
     """Fails if the block leaves a thread or an open socket behind."""
     me: Any = psutil.Process()
     threads = set(threading.enumerate())
-    before = me.num_fds(), len(me.net_connections())
+    files, connections = me.num_fds(), len(me.net_connections())
     yield
     assert set(threading.enumerate()) <= threads
-    assert (me.num_fds(), len(me.net_connections())) == before
+    # Fewer is possible: garbage of an earlier test.
+    assert me.num_fds() <= files
+    assert len(me.net_connections()) <= connections
 
 
 # --- a device that misbehaves on its stream ------------------------------------------------------
