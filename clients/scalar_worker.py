@@ -42,6 +42,7 @@ class ScalarState:
         model_hash: of the device's part of the model.
         num_steps: local steps of the round.
         step: steps measured here; stays 0 where labels are at the server.
+        loss_sum: sum of their losses.
         seconds: spent computing so far.
     """
 
@@ -50,6 +51,7 @@ class ScalarState:
     model_hash: str
     num_steps: int
     step: int = 0
+    loss_sum: float = 0.0
     seconds: float = 0.0
 
     def to_blob(self) -> bytes:
@@ -157,12 +159,12 @@ class ScalarWorker(PartWorker):
             for side in (plus, minus)
         )
         value = scalar(above, below, self._strategy.scalar.step)
-        after = replace(state, step=state.step + 1)
-        return after, scalar_wire.slope(state.step, value, (above + below) / 2)
+        after = replace(state, step=state.step + 1, loss_sum=state.loss_sum + (above + below) / 2)
+        return after, scalar_wire.slope(state.step, value)
 
     def _update(self, session: DeviceSession, state: ScalarState, payload: Payload) -> Payload:
         """The round's slopes are here, and with the seeds the device's own adapter."""
-        scalar_wire.read_close(payload, state.num_steps)
+        _, loss = scalar_wire.read_close(payload, state.num_steps)
         return Payload(
             UPDATE,
             state.num_steps,
@@ -172,6 +174,7 @@ class ScalarWorker(PartWorker):
                 wire.MODEL_HASH: state.model_hash,
                 wire.LAYOUT_HASH: layout_hash(session.start),
                 wire.NUM_EXAMPLES: len(self._examples(session, state.device)),
+                wire.LOSS: state.loss_sum / state.num_steps if loss is None else loss,
                 wire.SECONDS: state.seconds,
             },
         )

@@ -1,8 +1,17 @@
 """What travels in a round of tuning by scalars, as payloads.
 
-Down the sums so far (4 bytes for each direction of the pool), up the device's seeds (4 bytes a
-step), once per run together with its features. Labels private: for every step both sides' outputs
-down and their slope up. At the end all slopes down (4 bytes a step), and a word up that closes.
+Content in bytes, for tau steps of B examples; a payload's header adds 200 to 400:
+
+* down, to open: 4 num_seeds, the sums so far;
+* up: 4 tau, the seeds; with them, once per run, the features of all steps (and labels, if they are
+  at the server);
+* labels private, every step: down both sides' outputs, 8 B C for C classes (for language models
+  8 d for every state that is read), up their slope;
+* down, to close: 4 tau, the slopes; up a word that ends the round.
+
+So a round does not depend on the model, but for language models with private labels. *Private* is
+what labels travel as, and not a guarantee: the loss is linear in the labels and the server knows
+what it is linear in, so every slope is one equation for them, and B C of one batch are enough.
 """
 
 import hashlib
@@ -38,7 +47,6 @@ class Opening:
     Attributes:
         round: server round.
         device: partition index.
-        num_devices: devices of the federation.
         model_hash: of the device's part of the model.
         wants_features: whether the server lacks this device's features.
         coefficients: float32 [num_seeds], see ``SeedPool``: the adapter of this round.
@@ -46,7 +54,6 @@ class Opening:
 
     round: int
     device: int
-    num_devices: int
     model_hash: str
     wants_features: bool
     coefficients: NDArray[np.float32]
@@ -60,7 +67,6 @@ class Opening:
 _OPENING = {
     "round": int,
     "device": int,
-    "num_devices": int,
     "model_hash": str,
     "wants_features": bool,
 }
@@ -179,13 +185,13 @@ def read_sides(payload: Payload) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return found[_PLUS], found[_MINUS], torch.from_numpy(readout.copy())
 
 
-def slope(step: int, value: float, loss: float) -> Payload:
-    """Returns the slope a device measured, and its loss."""
-    return Payload(SLOPE, step, {SLOPE: value, _LOSS: loss})
+def slope(step: int, value: float) -> Payload:
+    """Returns the slope a device measured."""
+    return Payload(SLOPE, step, {SLOPE: value})
 
 
-def read_slope(payload: Payload, step: int) -> tuple[float, float]:
-    """Reads (slope, loss); whether they are numbers is judged where they are used.
+def read_slope(payload: Payload, step: int) -> float:
+    """Reads a slope; whether it is a number is judged where it is used.
 
     Raises:
         WireError: ``wrong-kind``, ``wrong-step`` or ``missing``.
@@ -193,28 +199,35 @@ def read_slope(payload: Payload, step: int) -> tuple[float, float]:
     require_kind(payload, SLOPE)
     if payload.step != step:
         raise WireError("wrong-step", f"at local step {step}, got {payload.step}")
-    value, loss = payload.scalars.get(SLOPE), payload.scalars.get(_LOSS)
-    if type(value) is not float or type(loss) is not float:
-        raise WireError("missing", f"slope {value!r} and loss {loss!r} should be float")
-    return value, loss
+    value = payload.scalars.get(SLOPE)
+    if type(value) is not float:
+        raise WireError("missing", f"slope {value!r} should be a float")
+    return value
 
 
-def close(slopes: Sequence[float]) -> Payload:
-    """Returns a round's slopes, float32 [num_steps], which end it."""
-    return Payload(CLOSE, len(slopes), {}, {_SLOPES: np.array(slopes, np.float32)})
+def close(slopes: Sequence[float], loss: float | None) -> Payload:
+    """Returns what ends a round.
+
+    Args:
+        slopes: of all steps, sent as float32 [num_steps].
+        loss: mean of the steps' losses; None where the device knows it itself.
+    """
+    scalars = {} if loss is None else {_LOSS: loss}
+    return Payload(CLOSE, len(slopes), scalars, {_SLOPES: np.array(slopes, np.float32)})
 
 
-def read_close(payload: Payload, num_steps: int) -> list[float]:
-    """Reads a round's slopes.
+def read_close(payload: Payload, num_steps: int) -> tuple[list[float], float | None]:
+    """Reads a round's (slopes, loss).
 
     Raises:
-        WireError: ``wrong-kind``, ``wrong-shape`` or ``not-finite``.
+        WireError: ``wrong-kind``, ``missing``, ``wrong-dtype``, ``wrong-shape`` or ``not-finite``.
     """
     require_kind(payload, CLOSE)
     slopes = _vector(payload, _SLOPES, "float32")
     if len(slopes) != num_steps:
         raise WireError("wrong-shape", f"{len(slopes)} slopes for {num_steps} steps")
-    return [float(value) for value in slopes]
+    loss = payload.scalars.get(_LOSS)
+    return slopes.tolist(), None if loss is None else float(loss)
 
 
 def require_kind(payload: Payload, kind: str) -> None:

@@ -80,7 +80,6 @@ class Walk:
         self._shapes = shapes_of(theta)
         self._direction: Update = {}
         self.pairs: list[Pair] = []
-        self.losses: list[float] = []
 
     @property
     def is_done(self) -> bool:
@@ -92,12 +91,11 @@ class Walk:
         self._direction = direction(self._seeds[len(self.pairs)], self._shapes)
         return self._moved(self._eps), self._moved(-self._eps)
 
-    def step(self, slope: float, loss: float) -> None:
+    def step(self, slope: float) -> None:
         """Makes the step of the last ``sides``.
 
         Args:
             slope: g; rounded to float32, as it is sent.
-            loss: of the step, for the books.
 
         Raises:
             ModelError: the slope is NaN, infinite or more than float32 holds.
@@ -108,7 +106,6 @@ class Walk:
         for name, array in self._direction.items():
             self._now[name] -= self._lr * sent * array.astype(np.float64)
         self.pairs.append(Pair(self._seeds[len(self.pairs)], sent))
-        self.losses.append(loss)
 
     def theta(self) -> Update:
         """Returns where the walk stands, in float32; infinite where that is too small."""

@@ -68,10 +68,7 @@ class ScalarDownload(PartDownload):
         walked = steps.run({device: self._opening(device) for device in devices}, self._adapter)
         self._made = {device: one.walk.pairs for device, one in walked.items()}
         return {
-            device: Finished(
-                subtract(one.walk.theta(), self._adapter),
-                {**one.last.scalars, wire.LOSS: float(np.mean(one.walk.losses))},
-            )
+            device: Finished(subtract(one.walk.theta(), self._adapter), one.last.scalars)
             for device, one in walked.items()
         }
 
@@ -92,7 +89,6 @@ class ScalarDownload(PartDownload):
         return Opening(
             round=order.round,
             device=device,
-            num_devices=order.num_devices,
             model_hash=order.model_hash,
             wants_features=not self._cache.holds(device),
             coefficients=self.coefficients,

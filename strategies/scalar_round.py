@@ -4,6 +4,7 @@ Where the server has the labels it needs a device twice, for its seeds and to te
 with private labels every step is one exchange more: both sides' outputs down, their slope up.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ class ScalarRound:
         book: Book,
     ) -> None:
         self._server, self._plan, self._pool, self._cache = server, plan, pool, cache
+        self._losses: dict[int, list[float]] = {}
         self._talk = Conversation(
             exchange, timeout_s=plan.timeout_s, number=number, log=log, book=book, uplink=_UPLINK
         )
@@ -112,10 +114,7 @@ class ScalarRound:
                 if walk.is_done or self._moved(device, walk, slopes)
             }
             step += 1
-        last = self._talk.send(
-            {d: scalar_wire.close([p.coefficient for p in w.pairs]) for d, w in walks.items()},
-            "gradient",
-        )
+        last = self._talk.send({d: self._close(d, walk) for d, walk in walks.items()}, "gradient")
         return {d: Walked(walks[d], word) for d, word in last.items() if self._is_last(d, word)}
 
     def _started(
@@ -149,8 +148,8 @@ class ScalarRound:
 
     def _step(
         self, walks: Mapping[int, Walk], batches: Mapping[int, Arrived], step: int
-    ) -> dict[int, tuple[float, float]]:
-        """Returns (slope, loss) of one step of every device that has one."""
+    ) -> dict[int, float]:
+        """Returns the slopes of one step of every device that has one."""
         outputs: dict[int, Sides] = {}
         for chunk in chunks(sorted(walks), self._plan.max_in_flight):
             adapters = [side for device in chunk for side in walks[device].sides()]
@@ -163,12 +162,13 @@ class ScalarRound:
 
     def _computed(
         self, outputs: Mapping[int, Sides], batches: Mapping[int, Arrived]
-    ) -> dict[int, tuple[float, float]]:
+    ) -> dict[int, float]:
         slopes = {}
         for device, sides in outputs.items():
             try:
                 plus, minus = (self._server.loss(batches[device], side) for side in sides)
-                slopes[device] = scalar(plus, minus, self._plan.eps), (plus + minus) / 2
+                slopes[device] = scalar(plus, minus, self._plan.eps)
+                self._losses.setdefault(device, []).append((plus + minus) / 2)
             except DeftError as error:
                 self._cache.forget(device)
                 self._talk.drop(device, _wire(error))
@@ -176,7 +176,7 @@ class ScalarRound:
 
     def _asked(
         self, outputs: Mapping[int, Sides], batches: Mapping[int, Arrived], step: int
-    ) -> dict[int, tuple[float, float]]:
+    ) -> dict[int, float]:
         answers = self._talk.send(
             {
                 device: scalar_wire.sides(step, *sides, self._server.readout(batches[device]))
@@ -192,16 +192,23 @@ class ScalarRound:
                 self._talk.drop(device, error)
         return slopes
 
-    def _moved(self, device: int, walk: Walk, slopes: Mapping[int, tuple[float, float]]) -> bool:
+    def _moved(self, device: int, walk: Walk, slopes: Mapping[int, float]) -> bool:
         """Makes a device's step; tells whether it goes on."""
         if device not in slopes:
             return False
         try:
-            walk.step(*slopes[device])
+            walk.step(slopes[device])
         except ModelError as error:
             self._talk.drop(device, _wire(error))
             return False
         return True
+
+    def _close(self, device: int, walk: Walk) -> Payload:
+        losses = self._losses.get(device)
+        return scalar_wire.close(
+            [pair.coefficient for pair in walk.pairs],
+            None if losses is None else math.fsum(losses) / len(losses),
+        )
 
     def _is_last(self, device: int, payload: Payload) -> bool:
         try:
