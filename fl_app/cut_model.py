@@ -15,7 +15,7 @@ from fl_app.fomo.parts import TrunkPart, adopt, build_device_part, build_trunk_p
 from fl_app.fomo.trunk import Trunk
 from fl_app.piece import Piece
 from fl_app.schema import Config, GradientDownloadStrategy
-from fl_app.settings import adapter_spec, device_parameters, gradient_split
+from fl_app.settings import adapter_spec, device_parameters, gradient_split, task_for
 from fl_app.tasks import Encoded, Task
 from strategies.feature_server import FeatureServer
 from strategies.scalar_server import ScalarServer
@@ -64,7 +64,13 @@ def cut_model(
         "num_stacks": part.num_stacks,
         "head": Head(part),
         "head_parameters": {name: p for name, p in own.items() if is_head(name)},
-        "task": task,
+        "task": task_for(  # as devices have it, who are told the overall shares
+            config,
+            backbone.model,
+            files=backbone.files,
+            labels=backbone.labels,
+            overall_shares=package.class_shares,
+        ),
         "logit_adjustment": config.finetune.logit_adjustment,
     }
     server: FeatureServer | ScalarServer

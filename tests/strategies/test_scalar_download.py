@@ -144,9 +144,17 @@ def test_bits_do_not_depend_on_the_order_of_answers(player: Player, labels: str)
     assert plain.ledger.as_dict()["downlink_bytes"] == mixed.ledger.as_dict()["downlink_bytes"]
 
 
-def test_where_the_labels_are_changes_no_bit(player: Player) -> None:
-    """The same losses of the same logits, computed here or there."""
-    private, server = (tune(player, f"strategy.labels={where}").outcome for where in LABELS)
+@pytest.mark.parametrize("adjustment", [0, 1])
+def test_where_the_labels_are_changes_no_bit(player: Player, adjustment: int) -> None:
+    """The same losses of the same logits, computed here or there; adjusted for skewed shares too.
+
+    With public rows, both sides know the overall shares.
+    """
+    words = (f"finetune.logit_adjustment={adjustment}", "data.public_fraction=0.2")
+    skewed = ("data.partition.kind=dirichlet", "data.partition.alpha=0.5")
+    private, server = (
+        tune(player, *words, *skewed, f"strategy.labels={where}").outcome for where in LABELS
+    )
     assert adapter_sha256(private.adapter) == adapter_sha256(server.adapter)
     for one, other in zip(private.rounds[1:], server.rounds[1:], strict=True):
         assert one.metrics["train_loss"] == pytest.approx(other.metrics["train_loss"], rel=1e-12)
