@@ -6,16 +6,13 @@ again when its gradient arrives, so no graph waits for an answer.
 
 import time
 from dataclasses import replace
-from itertools import islice
 
 import torch
-from flwr.app import Message
 
-from clients.cache import BlobCache
-from clients.device_data import DeviceData
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
-from fl_app import front_wire, wire
+from clients.part_worker import PartWorker
+from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
     FEATURES,
@@ -26,55 +23,22 @@ from fl_app.features_wire import (
     SLOPES,
     STATES,
     UPDATE,
-    FeatureWire,
     parameters_in,
     parameters_out,
     read_begin,
 )
-from fl_app.finetune import local_batches
 from fl_app.payload import Payload, Scalar, read_payload
-from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
 from fl_app.tasks import Batch
 from fl_app.updates import layout_hash, travels
 
 
-class GradientWorker:
-    """Handles the exchanges of gradient download.
-
-    Args:
-        config: the run's configuration.
-        strategy: its strategy.
-        cache: where this process's devices keep their part of the model.
-        local_path: file or folder with the device's own data; None for simulated devices.
-    """
-
-    def __init__(
-        self,
-        *,
-        config: Config,
-        strategy: GradientDownloadStrategy,
-        cache: BlobCache,
-        local_path: str | None,
-    ) -> None:
-        self._config, self._strategy, self._cache = config, strategy, cache
-        self._data = DeviceData(config, local_path)
-        self._wire = FeatureWire(strategy.features)
-        self._loaded: tuple[str, DeviceSession] | None = None
-
-    def store(self, message: Message) -> Message:
-        """Keeps the device's part of the model, which crosses the wire once."""
-        front = front_wire.read_front(message)
-        self._cache.put(front.device, front.model_hash, front.blob)
-        return front_wire.front_reply(message, front)
+class GradientWorker(PartWorker):
+    """Handles the exchanges of gradient download by first-order steps."""
 
     def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
-        """Answers one exchange; see ``clients.steps.Handle``.
-
-        Raises:
-            DeftError: the message does not follow the last one, or something does not fit.
-        """
+        """Answers one exchange; see ``PartWorker.handle``."""
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
         started = time.monotonic()
         payload = read_payload(blob, max_bytes=MAX_BYTES)
@@ -204,31 +168,8 @@ class GradientWorker:
         return {name for name in state.now if travels(name, how, state.round)}
 
     def _plan(self, session: DeviceSession, state: LocalState) -> list[list[int]]:
-        """Returns the rows of every local step of the round, as emulator download draws them."""
-        finetune = self._config.finetune
-        batches = local_batches(
-            session.encoded[state.device],
-            batch_size=finetune.batch_size,
-            epochs=finetune.epochs,
-            rng=generator(self._config.seed, "local", state.round, state.device),
-        )
-        return list(islice(batches, finetune.max_steps))
+        return self._rows(session, state.device, state.round)
 
     def _batch(self, session: DeviceSession, state: LocalState) -> Batch:
-        if state.device not in session.encoded:
-            session.encoded[state.device] = self._data.encoded(
-                state.device, session.data_digest, session.task.encode
-            )
         rows = self._plan(session, state)[state.step]
         return session.task.batch(session.encoded[state.device], rows)
-
-    def _session(self, device: int, name: str) -> DeviceSession | None:
-        if self._loaded and self._loaded[0] == name and self._cache.has(device, name):
-            return self._loaded[1]
-        blob = self._cache.get(device, name)
-        if blob is None:
-            return None
-        if self._loaded is None or self._loaded[0] != name:
-            self._loaded = None  # free the old one before the new one is built
-            self._loaded = name, DeviceSession(blob, self._config, self._strategy)
-        return self._loaded[1]

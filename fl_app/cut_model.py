@@ -1,6 +1,7 @@
 """Cuts the model into the devices' part and the server's for gradient download."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +15,10 @@ from fl_app.fomo.parts import TrunkPart, adopt, build_device_part, build_trunk_p
 from fl_app.fomo.trunk import Trunk
 from fl_app.piece import Piece
 from fl_app.schema import Config, GradientDownloadStrategy
-from fl_app.settings import adapter_spec, device_parameters, gradient_split
+from fl_app.settings import adapter_spec, device_parameters, gradient_split, task_for
 from fl_app.tasks import Encoded, Task
 from strategies.feature_server import FeatureServer
+from strategies.scalar_server import ScalarServer
 
 
 def cut_model(
@@ -42,30 +44,41 @@ def cut_model(
     """
     split = gradient_split(strategy, backbone.model.config)
     cut = strategy.cut if strategy.variant == "cut" else 0
+    # it shares its weights with the model, so what is adopted below reaches it
+    trunk_part = build_trunk_part(backbone.model, backbone.task, cut)
+    trunk = Trunk(trunk_part, _trunk_parameters(config, strategy, trunk_part, split))
     package = DevicePackage(
         build_device_part(backbone.model, backbone.task, cut),
         backbone.labels,
         backbone.files,
         class_shares=task.class_shares(public),
         data_digest=data_digest,
+        trunk_shapes=trunk.shapes,
     )
     blob = pack_device_part(package, strategy.wire_dtype)
     part = unpack_device_part(blob).part
     adopt(backbone.model, part)
-    trunk_part = build_trunk_part(backbone.model, backbone.task, cut)
-    trunk = Trunk(trunk_part, _trunk_parameters(config, strategy, trunk_part, split))
     own = device_parameters(config, strategy, part)
-    server = FeatureServer(
-        trunk,
-        wire=FeatureWire(strategy.features),
-        want=_wanted(strategy),
-        num_stacks=part.num_stacks,
-        head=Head(part),
-        head_parameters={name: p for name, p in own.items() if is_head(name)},
-        task=task,
-        logit_adjustment=config.finetune.logit_adjustment,
-        seed=config.seed,
-    )
+    settings: dict[str, Any] = {
+        "wire": FeatureWire(strategy.features),
+        "num_stacks": part.num_stacks,
+        "head": Head(part),
+        "head_parameters": {name: p for name, p in own.items() if is_head(name)},
+        "task": task_for(  # as devices have it, who are told the overall shares
+            config,
+            backbone.model,
+            files=backbone.files,
+            labels=backbone.labels,
+            overall_shares=package.class_shares,
+        ),
+        "logit_adjustment": config.finetune.logit_adjustment,
+    }
+    server: FeatureServer | ScalarServer
+    match strategy.variant:
+        case "scalar":
+            server = ScalarServer(trunk, **settings)
+        case _:
+            server = FeatureServer(trunk, want=_wanted(strategy), seed=config.seed, **settings)
     facts = {
         "variant": strategy.variant,
         "device_blocks": cut,

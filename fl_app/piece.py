@@ -7,6 +7,7 @@ from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.connection_insert import Insertion
 from fl_app.fomo.emulator import Split
 from strategies.feature_server import FeatureServer
+from strategies.scalar_server import ScalarServer
 
 
 @dataclass
@@ -27,4 +28,4 @@ class Piece:
     facts: dict[str, Any] = field(default_factory=dict)
     emulated: Adapter | None = None
     emulated_link: Insertion | None = None
-    server: FeatureServer | None = None
+    server: FeatureServer | ScalarServer | None = None

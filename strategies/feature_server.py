@@ -23,7 +23,7 @@ from fl_app.fomo.head import Head
 from fl_app.fomo.trunk import Held, Trunk
 from fl_app.payload import Payload
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded, Task
+from fl_app.tasks import Encoded, LossFunction, Task
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,15 @@ class FeatureServer:
         Raises:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
-        features = self._wire.read_features(payload, self._num_stacks)
+        features = read_features(payload, self._wire, self._trunk, self._num_stacks)
         own = parameters_in(OWN, payload.arrays)
         wanted = self._trunk_names | (set(self._head_parameters) if with_labels else set())
         if set(own) != wanted:
             raise WireError(
                 "missing", f"parameters {sorted(own)[:3]}, expected {sorted(wanted)[:3]}"
             )
-        try:
-            self._trunk.require_fit(features)
-        except DeftError as error:
-            raise WireError("wrong-shape", str(error)) from error
-        if with_labels and "labels" not in payload.arrays:
-            raise WireError("missing", "features without labels, and strategy.labels=server")
-        labels = payload.arrays.get("labels", np.zeros(0, np.int64))
-        targets = payload.arrays.get("targets", np.zeros(0, np.int64))
-        return Arrived(features, own, torch.from_numpy(labels.copy()), targets.tolist())
+        labels, targets = read_labels(payload, with_labels=with_labels)
+        return Arrived(features, own, labels, targets)
 
     def forward(self, arrived: Mapping[int, Arrived]) -> Step:
         """Runs one pass over these devices; the graph is held until ``backward`` or release."""
@@ -159,13 +152,12 @@ class FeatureServer:
                 for name, parameter in self._head_parameters.items():
                     parameter.copy_(one.own[name])
                     parameter.grad = None
-            examples = Encoded([None] * len(one.targets), one.targets, np.zeros(0, np.int64))
             num_prompt = one.features.num_prompt if self._num_stacks == 1 else 0
             losses[device], slopes[device] = self._head.loss_gradient(
                 states,
                 one.features.readout,
                 one.labels,
-                self._task.local_loss(examples, self._tau),
+                local_loss(self._task, one, self._tau),
                 num_prompt,
             )
             heads[device] = parameters_out(
@@ -197,3 +189,36 @@ class FeatureServer:
 
     def _rng(self, what: str, server_round: int, device: int, number: int) -> np.random.Generator:
         return generator(self._seed, what, server_round, device, number)
+
+
+def read_features(payload: Payload, wire: FeatureWire, trunk: Trunk, num_stacks: int) -> Features:
+    """Reads one step's features.
+
+    Raises:
+        WireError: something is missing, not finite, or does not fit the trunk.
+    """
+    features = wire.read_features(payload, num_stacks)
+    try:
+        trunk.require_fit(features)
+    except DeftError as error:
+        raise WireError("wrong-shape", str(error)) from error
+    return features
+
+
+def read_labels(payload: Payload, *, with_labels: bool) -> tuple[torch.Tensor, list[int]]:
+    """Reads the labels of a batch and the classes of all examples, where labels are at the server.
+
+    Raises:
+        WireError: ``missing``.
+    """
+    if with_labels and "labels" not in payload.arrays:
+        raise WireError("missing", "features without labels, and strategy.labels=server")
+    labels = payload.arrays.get("labels", np.zeros(0, np.int64))
+    targets = payload.arrays.get("targets", np.zeros(0, np.int64))
+    return torch.from_numpy(labels.copy()), targets.tolist()
+
+
+def local_loss(task: Task, arrived: Arrived, logit_adjustment: float) -> LossFunction:
+    """Returns the loss of a device whose labels are here."""
+    examples = Encoded([None] * len(arrived.targets), arrived.targets, np.zeros(0, np.int64))
+    return task.local_loss(examples, logit_adjustment)

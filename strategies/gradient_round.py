@@ -4,8 +4,7 @@ Every step goes up as features and comes down as gradients. The server computes 
 ``max_in_flight`` devices at once, in one pass; who is lost on the way is left out of what follows.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,6 @@ from fl_app.errors import WireError
 from fl_app.features_wire import (
     FEATURES,
     GRADIENT,
-    MAX_BYTES,
-    NO_FRONT,
     PARAMETER,
     SLOPES,
     STATES,
@@ -25,15 +22,11 @@ from fl_app.features_wire import (
     parameters_in,
 )
 from fl_app.fomo.features import FeatureGradient
-from fl_app.payload import Payload, read_payload
-from strategies.exchange import Exchange, Lost
+from fl_app.payload import Payload
+from strategies.conversation import Book, Conversation, chunks
+from strategies.exchange import Exchange
 from strategies.feature_server import Arrived, FeatureServer, Step
 from strategies.round_log import RoundLog
-
-log = logging.getLogger("deft")
-
-Book = Callable[[str, int, str, int], None]
-"""(link, device, what, bytes)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,16 @@ class GradientRound:
         log: RoundLog,
         book: Book,
     ) -> None:
-        self._server, self._exchange, self._plan = server, exchange, plan
-        self._number, self._log, self._book = number, log, book
+        self._server, self._plan, self._number = server, plan, number
+        self._talk = Conversation(
+            exchange,
+            timeout_s=plan.timeout_s,
+            number=number,
+            log=log,
+            book=book,
+            # an update is booked by its uplink
+            uplink={FEATURES: "features", SLOPES: "slopes"},
+        )
 
     def run(self, begin: Mapping[int, Payload]) -> dict[int, Payload]:
         """Runs all local steps.
@@ -88,7 +89,7 @@ class GradientRound:
             The update of every device that came through, as it was sent.
         """
         updates: dict[int, Payload] = {}
-        answers = self._send(begin, "adapter")
+        answers = self._talk.send(begin, "adapter")
         while answers:
             updates |= {d: p for d, p in answers.items() if p.kind == UPDATE}
             arrived = self._arrived({d: p for d, p in answers.items() if p.kind != UPDATE})
@@ -96,7 +97,7 @@ class GradientRound:
             gradients: dict[int, FeatureGradient] = {}
             losses: dict[int, float] = {}
             heads: dict[int, Arrays] = {}
-            for chunk in _chunks(sorted(arrived), self._plan.max_in_flight):
+            for chunk in chunks(sorted(arrived), self._plan.max_in_flight):
                 step = self._server.forward({device: arrived[device] for device in chunk})
                 try:
                     slopes = self._slopes(step, steps, losses, heads)
@@ -107,7 +108,7 @@ class GradientRound:
             rows = {device: len(arrived[device].features.readout) for device in gradients}
             if self._plan.shared and gradients:
                 gradients, heads = _mean(gradients, heads, rows)
-            answers = self._send(
+            answers = self._talk.send(
                 {
                     device: Payload(
                         GRADIENT,
@@ -131,7 +132,7 @@ class GradientRound:
                     payload, with_labels=self._plan.labels_at_server
                 )
             except WireError as error:
-                self._drop(device, error)
+                self._talk.drop(device, error)
         return arrived
 
     def _slopes(
@@ -152,7 +153,7 @@ class GradientRound:
             device: self._server.states(step, self._number, steps[device])[device]
             for device in step.devices
         }
-        answers = self._send(
+        answers = self._talk.send(
             {d: Payload(STATES, steps[d], {}, arrays) for d, arrays in coded.items()}, STATES
         )
         slopes = {}
@@ -165,27 +166,8 @@ class GradientRound:
                     for name, value in parameters_in(PARAMETER, payload.arrays).items()
                 }
             except WireError as error:
-                self._drop(device, error)
+                self._talk.drop(device, error)
         return slopes
-
-    def _send(self, outgoing: Mapping[int, Payload], what: str) -> dict[int, Payload]:
-        """Makes one exchange; books bytes both ways, and the devices it lost."""
-        blobs = {device: payload.to_blob() for device, payload in outgoing.items()}
-        for device, blob in blobs.items():
-            self._book("downlink", device, what, len(blob))
-        answers: dict[int, Payload] = {}
-        if not blobs:
-            return answers
-        for device, answer in self._exchange.exchange(blobs, self._plan.timeout_s).items():
-            try:
-                payload, size = _opened(answer)
-            except WireError as error:
-                self._drop(device, error)
-                continue
-            if payload.kind in (FEATURES, SLOPES):  # an update is booked by its uplink
-                self._book("uplink", device, payload.kind, size)
-            answers[device] = payload
-        return answers
 
     def _finite(self, gradients: Mapping[int, FeatureGradient]) -> dict[int, FeatureGradient]:
         kept = {}
@@ -193,38 +175,13 @@ class GradientRound:
             if all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
                 kept[device] = gradient
             else:
-                self._drop(device, WireError("not-finite", "its gradient overflows"))
+                self._talk.drop(device, WireError("not-finite", "its gradient overflows"))
         return kept
-
-    def _drop(self, device: int, error: WireError) -> None:
-        log.warning("round %d: device %d dropped: %s", self._number, device, error)
-        self._log.drop(device, error.reason)
-
-
-def _opened(answer: bytes | Lost) -> tuple[Payload, int]:
-    """Returns what a device answered, and its length in bytes.
-
-    Raises:
-        WireError: it was lost, sent no payload, or has no model.
-    """
-    match answer:
-        case Lost(reason, detail):
-            raise WireError(reason, detail)
-        case _:
-            payload = read_payload(answer, max_bytes=MAX_BYTES)
-    if payload.kind == NO_FRONT:
-        raise WireError("no-emulator", "its part of the model is gone")
-    return payload, len(answer)
 
 
 def _require_kind(payload: Payload, kind: str) -> None:
     if payload.kind != kind:
         raise WireError("wrong-kind", f"got {payload.kind!r}, expected {kind!r}")
-
-
-def _chunks(devices: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(devices), size):
-        yield devices[start : start + size]
 
 
 def _mean(

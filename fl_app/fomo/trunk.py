@@ -84,6 +84,11 @@ class Trunk:
         """Canonical names of the tunable weights inside."""
         return set(self._parameters)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Their shapes by name."""
+        return {name: tuple(value.shape) for name, value in self._parameters.items()}
+
     def forward(
         self,
         features: Sequence[Features],
