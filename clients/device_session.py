@@ -47,6 +47,8 @@ class DeviceSession:
         )
         self.data_digest = package.data_digest
         self.encoded: dict[int, Encoded] = {}
+        self.checked: set[int] = set()
+        """Devices whose own copy on disk was read and found undamaged by this process."""
         self._tau = config.finetune.logit_adjustment
 
     @property

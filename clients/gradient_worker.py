@@ -4,6 +4,7 @@ Between two exchanges a device is a ``LocalState`` in bytes and nothing else; th
 again when its gradient arrives, so no graph waits for an answer.
 """
 
+import threading
 import time
 from dataclasses import replace
 from itertools import islice
@@ -18,6 +19,7 @@ from clients.local_state import LocalState, read_state, stepped
 from fl_app import front_wire, wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
+    ERROR,
     FEATURES,
     MAX_BYTES,
     NO_FRONT,
@@ -62,6 +64,8 @@ class GradientWorker:
         self._data = DeviceData(config, local_path)
         self._wire = FeatureWire(strategy.features)
         self._loaded: tuple[str, DeviceSession] | None = None
+        self._lock = threading.Lock()
+        """Devices that one process plays in several threads share one model."""
 
     def store(self, message: Message) -> Message:
         """Keeps the device's part of the model, which crosses the wire once."""
@@ -76,13 +80,14 @@ class GradientWorker:
             DeftError: the message does not follow the last one, or something does not fit.
         """
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
-        started = time.monotonic()
-        payload = read_payload(blob, max_bytes=MAX_BYTES)
-        after, answer = self._open(payload) if state is None else self._continue(state, payload)
-        if after is None:
-            return None, answer.to_blob()
-        spent = after.seconds + time.monotonic() - started
-        return replace(after, seconds=spent).to_blob(), answer.to_blob()
+        with self._lock:
+            started = time.monotonic()
+            payload = read_payload(blob, max_bytes=MAX_BYTES)
+            after, answer = self._open(payload) if state is None else self._continue(state, payload)
+            if after is None:
+                return None, answer.to_blob()
+            spent = after.seconds + time.monotonic() - started
+            return replace(after, seconds=spent).to_blob(), answer.to_blob()
 
     def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
         begin = read_begin(payload)
@@ -104,7 +109,7 @@ class GradientWorker:
         state = read_state(blob)
         session = self._session(state.device, state.model_hash)
         if session is None:
-            raise WireError("no-emulator", "the device's part of the model is gone")
+            return None, Payload(NO_FRONT, payload.step)
         if payload.step != state.step:
             raise WireError("wrong-step", f"at local step {state.step}, got {payload.step}")
         match payload.kind:
@@ -124,6 +129,7 @@ class GradientWorker:
         features = session.front.features(batch, loss, session.prompt)
         rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
+        error = self._wire.error(features, arrays)
         at_server = session.trunk_names(state.now)
         if self._strategy.labels == "server":
             arrays["labels"] = batch["labels"].numpy()
@@ -133,7 +139,7 @@ class GradientWorker:
             OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
         )
         kept = replace(state, readout={"readout": features.readout.numpy()})
-        return kept, Payload(FEATURES, state.step, {}, arrays)
+        return kept, Payload(FEATURES, state.step, {ERROR: error}, arrays)
 
     def _slopes(
         self, session: DeviceSession, state: LocalState, payload: Payload
@@ -223,12 +229,15 @@ class GradientWorker:
         return session.task.batch(session.encoded[state.device], rows)
 
     def _session(self, device: int, name: str) -> DeviceSession | None:
-        if self._loaded and self._loaded[0] == name and self._cache.has(device, name):
-            return self._loaded[1]
+        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
+        if session and device in session.checked and self._cache.has(device, name):
+            return session
         blob = self._cache.get(device, name)
         if blob is None:
             return None
-        if self._loaded is None or self._loaded[0] != name:
+        if session is None:
             self._loaded = None  # free the old one before the new one is built
-            self._loaded = name, DeviceSession(blob, self._config, self._strategy)
-        return self._loaded[1]
+            session = DeviceSession(blob, self._config, self._strategy)
+            self._loaded = name, session
+        session.checked.add(device)
+        return session

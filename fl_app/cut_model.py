@@ -14,9 +14,10 @@ from fl_app.fomo.parts import TrunkPart, adopt, build_device_part, build_trunk_p
 from fl_app.fomo.trunk import Trunk
 from fl_app.piece import Piece
 from fl_app.schema import Config, GradientDownloadStrategy
-from fl_app.settings import adapter_spec, device_parameters, gradient_split
+from fl_app.settings import adapter_spec, device_parameters, gradient_split, num_prompt_of
 from fl_app.tasks import Encoded, Task
 from strategies.feature_server import FeatureServer
+from strategies.label_rule import LabelRule
 
 
 def cut_model(
@@ -60,9 +61,11 @@ def cut_model(
         wire=FeatureWire(strategy.features),
         want=_wanted(strategy),
         num_stacks=part.num_stacks,
+        num_prompt=num_prompt_of(config.peft),
         head=Head(part),
         head_parameters={name: p for name, p in own.items() if is_head(name)},
         task=task,
+        labels=_label_rule(backbone),
         logit_adjustment=config.finetune.logit_adjustment,
         seed=config.seed,
     )
@@ -73,6 +76,13 @@ def cut_model(
         "device_blob_bytes": len(blob),
     }
     return Piece(blob=blob, split=split, facts=facts, server=server)
+
+
+def _label_rule(backbone: Backbone) -> LabelRule:
+    """Returns what labels may be where devices send them."""
+    per_token = backbone.task == "causal_lm"
+    count = backbone.model.config.vocab_size if per_token else len(backbone.labels)
+    return LabelRule(num_classes=count, per_token=per_token)
 
 
 def _wanted(strategy: GradientDownloadStrategy) -> Sequence[str]:

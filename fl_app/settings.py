@@ -50,6 +50,15 @@ def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
             raise ConfigError(f"peft of type {type(peft).__name__} is unknown")
 
 
+def num_prompt_of(peft: PeftConfig) -> int:
+    """Returns m, the tokens of the soft prompt; 0 without one."""
+    match peft:
+        case PromptTuningConfig():
+            return peft.num_tokens
+        case _:
+            return 0
+
+
 def aggregation_of(peft: PeftConfig) -> str:
     """Returns how LoRA factors are averaged; head and prompt have none: their mean is exact."""
     match peft:

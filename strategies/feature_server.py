@@ -1,5 +1,6 @@
 """The server's half of a local step: features of many devices in, gradients out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_app.errors import DeftError, WireError
+from fl_app.errors import ModelError, WireError
 from fl_app.features_wire import (
+    ERROR,
     OWN,
     PARAMETER,
     SLOPES,
@@ -24,6 +26,7 @@ from fl_app.fomo.trunk import Held, Trunk
 from fl_app.payload import Payload
 from fl_app.seeding import generator
 from fl_app.tasks import Encoded, Task
+from strategies.label_rule import LabelRule
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,19 @@ class Arrived:
         own: its values of parameters that sit here while computing.
         labels: of the batch, where labels are at the server; empty otherwise.
         targets: classes of all its examples, likewise.
+        error: relative error that coding made, as the device measured it, >= 0.
     """
 
     features: Features
     own: dict[str, torch.Tensor]
     labels: torch.Tensor
     targets: list[int]
+    error: float
+
+    @property
+    def num_terms(self) -> int:
+        """Terms its loss is the mean of: one a state the head reads."""
+        return int(self.features.readout.sum())
 
 
 @dataclass
@@ -64,9 +74,11 @@ class FeatureServer:
         wire: how tensors travel.
         want: what to differentiate with respect to, see ``Trunk.forward``.
         num_stacks: of the model.
+        num_prompt: m, tokens of the soft prompt devices send; 0 without one.
         head: the head, where labels are at the server.
         head_parameters: its tunable parameters by name.
         task: gives the loss, where labels are at the server.
+        labels: what labels may be, likewise.
         logit_adjustment: tau of ``Task.local_loss``.
         seed: the run's seed.
     """
@@ -78,14 +90,16 @@ class FeatureServer:
         wire: FeatureWire,
         want: Sequence[str],
         num_stacks: int,
+        num_prompt: int,
         head: Head,
         head_parameters: Mapping[str, nn.Parameter],
         task: Task,
+        labels: LabelRule,
         logit_adjustment: float,
         seed: int,
     ) -> None:
-        self._trunk, self._trunk_names = trunk, trunk.names
-        self._wire, self._want, self._num_stacks = wire, want, num_stacks
+        self._trunk, self._wire, self._want = trunk, wire, want
+        self._num_stacks, self._num_prompt, self._labels = num_stacks, num_prompt, labels
         self._head, self._head_parameters = head, dict(head_parameters)
         self._task, self._tau, self._seed = task, logit_adjustment, seed
 
@@ -96,53 +110,68 @@ class FeatureServer:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
         features = self._wire.read_features(payload, self._num_stacks)
-        own = parameters_in(OWN, payload.arrays)
-        wanted = self._trunk_names | (set(self._head_parameters) if with_labels else set())
-        if set(own) != wanted:
+        if features.num_prompt != self._num_prompt:
             raise WireError(
-                "missing", f"parameters {sorted(own)[:3]}, expected {sorted(wanted)[:3]}"
+                "wrong-shape", f"a prompt of {features.num_prompt}, expected {self._num_prompt}"
             )
         try:
             self._trunk.require_fit(features)
-        except DeftError as error:
+        except ModelError as error:
             raise WireError("wrong-shape", str(error)) from error
-        if with_labels and "labels" not in payload.arrays:
-            raise WireError("missing", "features without labels, and strategy.labels=server")
-        labels = payload.arrays.get("labels", np.zeros(0, np.int64))
-        targets = payload.arrays.get("targets", np.zeros(0, np.int64))
-        return Arrived(features, own, torch.from_numpy(labels.copy()), targets.tolist())
+        own = parameters_in(OWN, payload.arrays)
+        _require_layout(own, self._trunk.shapes | (self._head_shapes if with_labels else {}))
+        labels, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        if with_labels:
+            labels, targets = self._labels.read(payload.arrays, features.masks[-1].shape)
+        measured = payload.scalars.get(ERROR)
+        if type(measured) is not float or not 0 <= measured < math.inf:
+            raise WireError("missing", f"'{ERROR}'={measured!r} must be a float, finite and >= 0")
+        return Arrived(features, own, torch.from_numpy(labels), targets.tolist(), measured)
 
     def forward(self, arrived: Mapping[int, Arrived]) -> Step:
         """Runs one pass over these devices; the graph is held until ``backward`` or release."""
         devices = sorted(arrived)
         inputs = [arrived[device] for device in devices]
-        own = [{name: one.own[name] for name in self._trunk_names} for one in inputs]
+        own = [{name: one.own[name] for name in self._trunk.shapes} for one in inputs]
         held = self._trunk.forward(
             [one.features for one in inputs], want=self._want, parameters=own
         )
         return Step(devices, inputs, held)
 
-    def states(self, step: Step, server_round: int, number: int) -> dict[int, Arrays]:
-        """Returns the last states that each device's head reads, coded."""
-        return {
-            device: self._wire.code(
-                STATES, states, self._rng("states", server_round, device, number)
-            )
-            for device, states in zip(step.devices, step.held.states, strict=True)
-        }
-
-    def read_slopes(self, payload: Payload, states: torch.Tensor) -> torch.Tensor:
-        """Reads the gradient of a device's loss with respect to its last states.
+    def states(self, states: torch.Tensor, server_round: int, device: int, number: int) -> Arrays:
+        """Codes the last states that a device's head reads.
 
         Raises:
-            WireError: it does not fit, or is not finite.
+            WireError: ``not-finite`` or ``overflow``; its features drove the blocks too far.
+        """
+        if not torch.isfinite(states).all():
+            raise WireError("not-finite", "its features make the last states NaN or infinite")
+        return self._wire.code(STATES, states, self._rng("states", server_round, device, number))
+
+    def read_slopes(
+        self, payload: Payload, states: torch.Tensor, *, with_head: bool
+    ) -> tuple[torch.Tensor, Arrays]:
+        """Reads the gradient of a device's loss with respect to its last states.
+
+        Args:
+            payload: as received.
+            states: the states it belongs to.
+            with_head: whether gradients of the head come along, to be shared.
+
+        Returns:
+            (the gradient, the head's gradients by array name).
+
+        Raises:
+            WireError: something does not fit, or is not finite.
         """
         slopes = self._wire.decode(payload.arrays, SLOPES)
         if slopes.shape != states.shape:
             raise WireError(
                 "wrong-shape", f"slopes {list(slopes.shape)}, expected {list(states.shape)}"
             )
-        return slopes
+        head = parameters_in(PARAMETER, payload.arrays)
+        _require_layout(head, self._head_shapes if with_head else {})
+        return slopes, parameters_out(PARAMETER, head)
 
     def losses(
         self, step: Step
@@ -190,10 +219,31 @@ class FeatureServer:
         }
 
     def gradient(
-        self, gradient: FeatureGradient, server_round: int, device: int, number: int
+        self, gradient: FeatureGradient, server_round: int, receiver: int | str, number: int
     ) -> Arrays:
-        """Codes what goes back to a device."""
-        return self._wire.gradient(gradient, self._rng("gradient", server_round, device, number))
+        """Codes what goes back to a device, or to everybody."""
+        return self._wire.gradient(gradient, self._rng("gradient", server_round, receiver, number))
 
-    def _rng(self, what: str, server_round: int, device: int, number: int) -> np.random.Generator:
-        return generator(self._seed, what, server_round, device, number)
+    @property
+    def _head_shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self._head_parameters.items()}
+
+    def _rng(
+        self, what: str, server_round: int, receiver: int | str, number: int
+    ) -> np.random.Generator:
+        return generator(self._seed, what, server_round, receiver, number)
+
+
+def _require_layout(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Checks names and shapes, which a device could choose to hurt the others.
+
+    Raises:
+        WireError: ``missing`` or ``wrong-shape``.
+    """
+    if set(given) != set(wanted):
+        raise WireError("missing", f"parameters {sorted(given)[:3]}, expected {sorted(wanted)[:3]}")
+    for name, shape in wanted.items():
+        if given[name].shape != shape:
+            raise WireError(
+                "wrong-shape", f"'{name}' is {list(given[name].shape)}, expected {list(shape)}"
+            )

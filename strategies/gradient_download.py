@@ -93,9 +93,7 @@ class GradientDownload(FederatedDeft):
                 self._plan,
                 number=number,
                 log=book,
-                book=lambda link, device, what, size: self._book(
-                    link, self._orders[device], what, size
-                ),
+                book=self._book_sent,
             )
             updates = steps.run({device: self._begin(device) for device in ready})
         for device in book.dropped.get("no-emulator", []):
@@ -117,10 +115,13 @@ class GradientDownload(FederatedDeft):
             adapter=order.adapter,
         ).to_payload()
 
+    def _book_sent(self, link: str, device: int, what: str, num_bytes: int) -> None:
+        if what == "update" and self._uplink.is_radio:
+            return  # a radio is booked for what it sends, not for this message
+        self._book(link, self._orders[device], what, num_bytes)
+
     def _accept(self, device: int, payload: Payload, book: RoundLog) -> list[wire.Reply]:
         order = self._orders[device]
-        if not self._uplink.is_radio:
-            self._book("uplink", order, "update", len(payload.to_blob()))
         try:
             reply = wire.check_update(
                 dict(payload.arrays),
