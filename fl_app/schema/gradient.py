@@ -83,8 +83,8 @@ class GradientDownloadStrategy(StrategyConfig):
     max_in_flight: int = 10
     """Devices whose graphs the server holds at once, in one pass; the rest of a step queues."""
     exchange_timeout_s: float = 120.0
-    """Seconds the server waits for an answer within a step. A round's first exchange over a stream
-    includes the delivery of a Flower message, which on a real device starts a process: 10 to 30 s."""
+    """Seconds the server waits for an answer within a step. The first of a round over a stream
+    includes a Flower message, which starts a process on a real device: 10 to 30 s."""
     transport: str = "auto"
     """messages (Flower's), stream (one connection a round), or auto: messages in simulation, stream
     on real devices, where every Flower message costs seconds."""
