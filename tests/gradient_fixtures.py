@@ -107,7 +107,7 @@ class StepGrid(FaultyGrid):
                 blobs = [
                     wire.blob_of(reply.content.array_records[step_wire.STEP_BLOB])
                     for reply in received
-                    if not reply.has_error()
+                    if not reply.has_error() and step_wire.STEP_BLOB in reply.content
                 ]
                 self.steps.append(Exchanged(place, order.blob, blobs))
                 return received

@@ -204,10 +204,11 @@ def test_coded_features_cost_less_and_say_what_they_lose(
         # Each payload's squared error is a sum of about 1000 independent terms, so its root is
         # off by some percent; the mean of four payloads by half of that.
         assert given == pytest.approx(wanted, rel=0.1)
-    # the step is lr g / (|g| + eps) of a clipped g: errors of some percent stay errors of that size
+    # Features, states, slopes and gradient are each off by about that, and AdamW's first step is a
+    # smooth function of the gradient. How much these blocks magnify was measured: 0.7 to 1.8 for
+    # float16 and 1.4 to 7.3 for int8 (largest with a prompt, whose gradient sums over many rows).
     moved = relative(coded.adapter, exact.adapter, exact.start)
-    print('RATIO', variant, how, moved / wanted, wanted)
-    assert 0 < moved < 30 * wanted
+    assert 0 < moved < (4 if how == "float16" else 15) * wanted
     size = {
         name: len(up.arrays[f"hidden0.{name}"].tobytes())
         for _, up in _uplinks(coded, FEATURES)[:1]
