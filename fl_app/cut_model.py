@@ -75,7 +75,9 @@ def cut_model(
         "device_parameters": sum(p.numel() for p in part.model.parameters()),
         "device_blob_bytes": len(blob),
     }
-    return Piece(blob=blob, split=split, facts=facts, server=server)
+    # A decoder behind an encoder is at the server, all of it.
+    later_tuned = () if strategy.variant == "cut" else None
+    return Piece(blob=blob, split=split, facts=facts, server=server, later_tuned=later_tuned)
 
 
 def _label_rule(backbone: Backbone) -> LabelRule:
