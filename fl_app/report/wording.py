@@ -119,11 +119,11 @@ GRADIENT = Wording(
         "centralised": _COMPARED_WITH["centralised"],
     },
     gap="gap",
-    piece="part of the model",
+    piece="device part",
     names={**_NAMES, "plug_in": "gradient download"},
     score="adapter",
     uplink="features, updates",
-    downlink="gradients, adapters, control",
+    downlink="gradients, adapters",
 )
 
 

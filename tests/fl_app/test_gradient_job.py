@@ -85,7 +85,7 @@ def test_the_report_speaks_of_gradients_and_of_no_emulator(player: Player, tmp_p
     table = final_table(result)
     assert "emulator" not in table
     assert "adapter tuned by gradient download" in table
-    assert "part of the model" in table
+    assert "device part" in table
     assert result.final["federated_full"] is not None
     assert [key for key in FINAL_KEYS if result.final[key] is None] == [
         "frozen",
