@@ -4,7 +4,6 @@ Between two exchanges a device is a ``LocalState`` in bytes and nothing else; th
 again when its gradient arrives, so no graph waits for an answer.
 """
 
-import time
 from dataclasses import replace
 
 import torch
@@ -15,8 +14,8 @@ from clients.part_worker import PartWorker
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
+    ERROR,
     FEATURES,
-    MAX_BYTES,
     NO_FRONT,
     OWN,
     PARAMETER,
@@ -27,7 +26,7 @@ from fl_app.features_wire import (
     parameters_out,
     read_begin,
 )
-from fl_app.payload import Payload, Scalar, read_payload
+from fl_app.payload import Payload, Scalar
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
 from fl_app.tasks import Batch
@@ -36,17 +35,6 @@ from fl_app.updates import layout_hash, travels
 
 class GradientWorker(PartWorker):
     """Handles the exchanges of gradient download by first-order steps."""
-
-    def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
-        """Answers one exchange; see ``PartWorker.handle``."""
-        torch.set_num_threads(1)  # more would change sums, and fight with the other workers
-        started = time.monotonic()
-        payload = read_payload(blob, max_bytes=MAX_BYTES)
-        after, answer = self._open(payload) if state is None else self._continue(state, payload)
-        if after is None:
-            return None, answer.to_blob()
-        spent = after.seconds + time.monotonic() - started
-        return replace(after, seconds=spent).to_blob(), answer.to_blob()
 
     def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
         begin = read_begin(payload)
@@ -68,7 +56,7 @@ class GradientWorker(PartWorker):
         state = read_state(blob)
         session = self._session(state.device, state.model_hash)
         if session is None:
-            raise WireError("no-emulator", "the device's part of the model is gone")
+            return None, Payload(NO_FRONT, payload.step)
         if payload.step != state.step:
             raise WireError("wrong-step", f"at local step {state.step}, got {payload.step}")
         match payload.kind:
@@ -88,6 +76,7 @@ class GradientWorker(PartWorker):
         features = session.front.features(batch, loss, session.prompt)
         rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
+        error = self._wire.error(features, arrays)
         at_server = session.trunk_names(state.now)
         if self._strategy.labels == "server":
             arrays["labels"] = batch["labels"].numpy()
@@ -97,7 +86,7 @@ class GradientWorker(PartWorker):
             OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
         )
         kept = replace(state, readout={"readout": features.readout.numpy()})
-        return kept, Payload(FEATURES, state.step, {}, arrays)
+        return kept, Payload(FEATURES, state.step, {ERROR: error}, arrays)
 
     def _slopes(
         self, session: DeviceSession, state: LocalState, payload: Payload

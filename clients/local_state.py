@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clients.round_state import RoundState
 from fl_app.errors import ModelError
 from fl_app.finetune import LocalTuning, optimiser_of
 from fl_app.payload import Payload, read_payload
@@ -22,19 +23,13 @@ _MAX_BYTES = 2**31
 _PARTS = ("start", "now", "first_moment", "second_moment", "waiting", "readout")
 
 
-@dataclass(frozen=True)
-class LocalState:
-    """One device in the middle of a round.
+@dataclass(frozen=True, kw_only=True)
+class LocalState(RoundState):
+    """One device between two exchanges of first-order steps; see ``RoundState``.
 
     Attributes:
-        round: server round.
-        device: partition index.
         num_devices: devices of the federation.
-        model_hash: of the device's part of the model.
         proximal_mu: FedProx's mu, 0 without.
-        step: local steps made.
-        loss_sum: sum of their losses.
-        seconds: spent computing so far.
         start: tunable parameters as received.
         now: the same as tuned so far.
         first_moment: AdamW's, by name; empty before the first step.
@@ -43,14 +38,8 @@ class LocalState:
         readout: bool, one or no array: which states the head of this step reads.
     """
 
-    round: int
-    device: int
     num_devices: int
-    model_hash: str
     proximal_mu: float
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
     start: Update = field(default_factory=dict)
     now: Update = field(default_factory=dict)
     first_moment: Update = field(default_factory=dict)

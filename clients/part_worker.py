@@ -1,16 +1,23 @@
 """What a device of gradient download does whatever it sends: keeps its part, prepares its rows."""
 
+import threading
+import time
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from itertools import islice
 
+import torch
 from flwr.app import Message
 
 from clients.cache import BlobCache
 from clients.device_data import DeviceData
 from clients.device_session import DeviceSession
+from clients.round_state import RoundState
 from fl_app import front_wire
-from fl_app.features_wire import FeatureWire
+from fl_app.errors import ConfigError
+from fl_app.features_wire import MAX_BYTES, FeatureWire
 from fl_app.finetune import local_batches
+from fl_app.payload import Payload, read_payload
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.seeding import generator
 from fl_app.tasks import Encoded
@@ -38,14 +45,40 @@ class PartWorker(ABC):
         self._data = DeviceData(config, local_path)
         self._wire = FeatureWire(strategy.features)
         self._loaded: tuple[str, DeviceSession] | None = None
+        self._lock = threading.Lock()
+        """Devices that one process plays in several threads share one model."""
 
     @abstractmethod
+    def _open(self, payload: Payload) -> tuple[RoundState | None, Payload]:
+        """Answers a round's first payload; the state is None where the round is over."""
+
+    @abstractmethod
+    def _continue(self, blob: bytes, payload: Payload) -> tuple[RoundState | None, Payload]:
+        """Answers a later one; ``blob`` is the state as the answer before left it."""
+
     def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
         """Answers one exchange; see ``clients.steps.Handle``.
 
         Raises:
+            ConfigError: the answer would be longer than one exchange can carry.
             DeftError: the message does not follow the last one, or something does not fit.
         """
+        torch.set_num_threads(1)  # more would change sums, and fight with the other workers
+        with self._lock:
+            started = time.monotonic()
+            payload = read_payload(blob, max_bytes=MAX_BYTES)
+            after, answer = self._open(payload) if state is None else self._continue(state, payload)
+            sent = answer.to_blob()
+            if len(sent) > MAX_BYTES:
+                raise ConfigError(
+                    f"an answer of {len(sent)} bytes ({answer.kind}), allowed are {MAX_BYTES}; "
+                    "lower finetune.batch_size or, where features of all steps travel together, "
+                    "finetune.max_steps; or choose strategy.features=int8"
+                )
+            if after is None:
+                return None, sent
+            spent = after.seconds + time.monotonic() - started
+            return replace(after, seconds=spent).to_blob(), sent
 
     def store(self, message: Message) -> Message:
         """Keeps the device's part of the model, which crosses the wire once."""
@@ -74,12 +107,15 @@ class PartWorker(ABC):
 
     def _session(self, device: int, name: str) -> DeviceSession | None:
         """Returns a device's part in memory; None where it holds no undamaged one."""
-        if self._loaded and self._loaded[0] == name and self._cache.has(device, name):
-            return self._loaded[1]
+        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
+        if session and device in session.checked and self._cache.has(device, name):
+            return session
         blob = self._cache.get(device, name)
         if blob is None:
             return None
-        if self._loaded is None or self._loaded[0] != name:
+        if session is None:
             self._loaded = None  # free the old one before the new one is built
-            self._loaded = name, DeviceSession(blob, self._config, self._strategy)
-        return self._loaded[1]
+            session = DeviceSession(blob, self._config, self._strategy)
+            self._loaded = name, session
+        session.checked.add(device)
+        return session

@@ -5,18 +5,17 @@ sides know that they stand at the same bits. It needs no weight of it: what depe
 is computed at the server, and labels enter through the loss alone.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clients.device_session import DeviceSession
 from clients.part_worker import PartWorker
+from clients.round_state import RoundState
 from fl_app import scalar_wire, wire
-from fl_app.errors import ConfigError, WireError
+from fl_app.errors import WireError
 from fl_app.features_wire import MAX_BYTES, NO_FRONT, UPDATE, Arrays
 from fl_app.fomo.head_output import HeadOutput
 from fl_app.payload import Payload, read_payload
@@ -32,27 +31,17 @@ _PLAN_ROUND = 1
 """Features cross once, so every round walks over the batches of the first."""
 
 
-@dataclass(frozen=True)
-class ScalarState:
-    """One device in the middle of a round.
+@dataclass(frozen=True, kw_only=True)
+class ScalarState(RoundState):
+    """One device between two exchanges by scalars; see ``RoundState``.
+
+    ``step`` and ``loss_sum`` stay 0 where labels are at the server.
 
     Attributes:
-        round: server round.
-        device: partition index.
-        model_hash: of the device's part of the model.
         num_steps: local steps of the round.
-        step: steps measured here; stays 0 where labels are at the server.
-        loss_sum: sum of their losses.
-        seconds: spent computing so far.
     """
 
-    round: int
-    device: int
-    model_hash: str
     num_steps: int
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
 
     def to_blob(self) -> bytes:
         """Serialises."""
@@ -76,23 +65,6 @@ class ScalarWorker(PartWorker):
         self._pool = SeedPool(self._strategy.scalar.num_seeds, self._config.seed)
         self._rebuilt: tuple[bytes, str] | None = None
 
-    def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
-        """Answers one exchange; see ``PartWorker.handle``."""
-        torch.set_num_threads(1)  # more would change sums, and fight with the other workers
-        started = time.monotonic()
-        payload = read_payload(blob, max_bytes=MAX_BYTES)
-        after, answer = self._open(payload) if state is None else self._continue(state, payload)
-        sent = answer.to_blob()
-        if len(sent) > MAX_BYTES:
-            raise ConfigError(
-                f"features of all steps are {len(sent)} bytes, allowed are {MAX_BYTES}; lower "
-                "finetune.max_steps or finetune.batch_size, or choose strategy.features=int8"
-            )
-        if after is None:
-            return None, sent
-        spent = after.seconds + time.monotonic() - started
-        return replace(after, seconds=spent).to_blob(), sent
-
     def adapter(self, session: DeviceSession, coefficients: NDArray[np.float32]) -> Update:
         """Rebuilds the adapter from the sums of all rounds so far.
 
@@ -112,19 +84,26 @@ class ScalarWorker(PartWorker):
         seeds = rng.integers(len(self._pool), size=len(rows), dtype=np.int32)
         start = Start(seeds, self._digest(session, opening))
         if opening.wants_features:
+            made = [self._features(session, opening.device, i) for i in range(len(rows))]
             start = replace(
                 start,
-                batches=[self._features(session, opening.device, i) for i in range(len(rows))],
+                batches=[arrays for arrays, _ in made],
+                error=float(np.mean([error for _, error in made])),
                 targets=session.targets_of(opening.device) if self._labels_travel else None,
             )
-        state = ScalarState(opening.round, opening.device, opening.model_hash, len(rows))
+        state = ScalarState(
+            round=opening.round,
+            device=opening.device,
+            model_hash=opening.model_hash,
+            num_steps=len(rows),
+        )
         return state, start.to_payload()
 
     def _continue(self, blob: bytes, payload: Payload) -> tuple[ScalarState | None, Payload]:
         state = _read_state(blob)
         session = self._session(state.device, state.model_hash)
         if session is None:
-            raise WireError("no-emulator", "the device's part of the model is gone")
+            return None, Payload(NO_FRONT, payload.step)
         match payload.kind:
             case scalar_wire.SIDES:
                 return self._slope(session, state, payload)
@@ -135,15 +114,19 @@ class ScalarWorker(PartWorker):
 
     # --- the three things a device does ------------------------------------------------------
 
-    def _features(self, session: DeviceSession, device: int, step: int) -> Arrays:
-        """Front on one batch; nothing in it is tuned, so this holds for the whole run."""
+    def _features(self, session: DeviceSession, device: int, step: int) -> tuple[Arrays, float]:
+        """Front on one batch, and the relative error of its coding.
+
+        Nothing in it is tuned, so this holds for the whole run.
+        """
         batch = self._batch(session, device, step)
         features = session.front.features(batch, session.loss_of(device))
         rng = generator(self._config.seed, "features", _PLAN_ROUND, device, step)
         arrays = self._wire.features(features, rng)
+        error = self._wire.error(features, arrays)
         if self._labels_travel:
             arrays["labels"] = batch["labels"].numpy()
-        return arrays
+        return arrays, error
 
     def _slope(
         self, session: DeviceSession, state: ScalarState, payload: Payload

@@ -114,7 +114,12 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     piece = _piece(config, backbone, task, public, material)
     blocks = tuple(range(piece.split.total))
     full = adapter_for(
-        config, backbone.model, blocks=blocks, tuned=piece.split.outer, carried=carried
+        config,
+        backbone.model,
+        blocks=blocks,
+        tuned=piece.split.outer,
+        later_tuned=piece.later_tuned,
+        carried=carried,
     )
     facts = {
         "name": _name(config.model),

@@ -15,9 +15,17 @@ from fl_app.fomo.parts import TrunkPart, adopt, build_device_part, build_trunk_p
 from fl_app.fomo.trunk import Trunk
 from fl_app.piece import Piece
 from fl_app.schema import Config, GradientDownloadStrategy
-from fl_app.settings import adapter_spec, device_parameters, gradient_split, task_for
+from fl_app.settings import (
+    adapter_spec,
+    device_parameters,
+    gradient_split,
+    num_prompt_of,
+    task_for,
+)
 from fl_app.tasks import Encoded, Task
+from strategies.feature_reader import FeatureReader
 from strategies.feature_server import FeatureServer
+from strategies.label_rule import LabelRule
 from strategies.scalar_server import ScalarServer
 
 
@@ -59,9 +67,15 @@ def cut_model(
     part = unpack_device_part(blob).part
     adopt(backbone.model, part)
     own = device_parameters(config, strategy, part)
+    wire = FeatureWire(strategy.features)
     settings: dict[str, Any] = {
-        "wire": FeatureWire(strategy.features),
-        "num_stacks": part.num_stacks,
+        "reader": FeatureReader(
+            trunk,
+            wire=wire,
+            num_stacks=part.num_stacks,
+            num_prompt=num_prompt_of(config.peft),
+            labels=_label_rule(backbone),
+        ),
         "head": Head(part),
         "head_parameters": {name: p for name, p in own.items() if is_head(name)},
         "task": task_for(  # as devices have it, who are told the overall shares
@@ -78,14 +92,30 @@ def cut_model(
         case "scalar":
             server = ScalarServer(trunk, **settings)
         case _:
-            server = FeatureServer(trunk, want=_wanted(strategy), seed=config.seed, **settings)
+            server = FeatureServer(
+                trunk,
+                wire=wire,
+                want=_wanted(strategy),
+                num_stacks=part.num_stacks,
+                seed=config.seed,
+                **settings,
+            )
     facts = {
         "variant": strategy.variant,
         "device_blocks": cut,
         "device_parameters": sum(p.numel() for p in part.model.parameters()),
         "device_blob_bytes": len(blob),
     }
-    return Piece(blob=blob, split=split, facts=facts, server=server)
+    # A decoder behind an encoder is at the server, all of it.
+    later_tuned = () if strategy.variant == "cut" else None
+    return Piece(blob=blob, split=split, facts=facts, server=server, later_tuned=later_tuned)
+
+
+def _label_rule(backbone: Backbone) -> LabelRule:
+    """Returns what labels may be where devices send them."""
+    per_token = backbone.task == "causal_lm"
+    count = backbone.model.config.vocab_size if per_token else len(backbone.labels)
+    return LabelRule(num_classes=count, per_token=per_token)
 
 
 def _wanted(strategy: GradientDownloadStrategy) -> Sequence[str]:

@@ -23,6 +23,8 @@ BEGIN, NO_FRONT, UPDATE = "begin", "no-front", "update"
 FEATURES, STATES, SLOPES, GRADIENT = "features", "states", "slopes", "gradient"
 OWN, PARAMETER = "own", "parameter"
 """Prefixes of parameters that sit at the server while computing, and of their gradients."""
+ERROR = "feature_error"
+"""A scalar beside features: the relative error their coding made."""
 
 MAX_BYTES = 2**28
 """The longest payload of an exchange: 256 MiB."""
@@ -62,8 +64,7 @@ def read_begin(payload: Payload) -> Begin:
     Raises:
         WireError: ``wrong-kind`` or ``missing``.
     """
-    if payload.kind != BEGIN:
-        raise WireError("wrong-kind", f"a round opens with {BEGIN!r}, got {payload.kind!r}")
+    require_kind(payload, BEGIN)
     given = {name: type(value) for name, value in payload.scalars.items()}
     if given != _BEGIN:
         raise WireError("missing", f"a round opens with {sorted(_BEGIN)}, got {sorted(given)}")
@@ -119,10 +120,24 @@ class FeatureWire:
             raise WireError("not-finite", f"'{name}' holds NaN or infinity")
         return torch.from_numpy(array)
 
-    def error(self, tensor: torch.Tensor, rng: np.random.Generator) -> float:
-        """Returns the relative error coding makes, ||decoded - tensor|| / ||tensor||."""
-        arrays = self.code("probe", tensor, rng)
-        return relative_error(tensor.detach().numpy(), self.decode(arrays, "probe").numpy())
+    def error(self, features: Features, arrays: Arrays) -> float:
+        """Returns the relative error coding made, 0 in float32.
+
+        That is ||decoded - sent|| / ||sent|| over all states and the prompt; 0 if all are 0.
+
+        Args:
+            features: as they were.
+            arrays: what ``features`` made of them.
+        """
+        if self._how == "float32":
+            return 0.0
+        pairs = [(self.decode(arrays, f"hidden{i}"), h) for i, h in enumerate(features.hidden)]
+        if features.prompt is not None:
+            pairs.append((self.decode(arrays, "prompt"), features.prompt))
+        return relative_error(
+            np.concatenate([sent.numpy().ravel() for _, sent in pairs]),
+            np.concatenate([decoded.numpy().ravel() for decoded, _ in pairs]),
+        )
 
     def features(self, features: Features, rng: np.random.Generator) -> Arrays:
         """Codes features; masks travel as one byte a position."""
@@ -170,6 +185,12 @@ class FeatureWire:
             prompt=self.decode(arrays, "prompt") if _has(arrays, "prompt") else None,
             parameters=parameters_in(PARAMETER, arrays),
         )
+
+
+def require_kind(payload: Payload, kind: str) -> None:
+    """Raises ``WireError`` (``wrong-kind``) unless a payload is of this kind."""
+    if payload.kind != kind:
+        raise WireError("wrong-kind", f"got {payload.kind!r}, expected {kind!r}")
 
 
 def parameters_out(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Arrays:

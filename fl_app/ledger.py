@@ -169,8 +169,11 @@ class Ledger:
 
         Returns:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
-            and ``adapter_downlink_bytes``; ``control_bytes`` of both links; ``channel_uses``,
-            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
+            (the device's part of the model, for gradient download), ``adapter_downlink_bytes`` and
+            ``gradient_bytes`` (with last states); ``feature_bytes``, the part of the uplink that
+            was features and gradients of last states; ``control_bytes`` of both links, what is
+            none of these; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio
+            uplink, 0 without one;
             ``connection_uses`` of a neural connection, 0 without one; and
             ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
             ``emulator_bytes`` and the radio's figures for every round with a booking, ascending.
@@ -180,6 +183,8 @@ class Ledger:
             "downlink_bytes": self.total_bytes(link="downlink"),
             "emulator_bytes": self.total_bytes(what="emulator"),
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
+            "gradient_bytes": self.total_bytes(what="gradient") + self.total_bytes(what="states"),
+            "feature_bytes": self.total_bytes(what="features") + self.total_bytes(what="slopes"),
             "control_bytes": self.total_bytes(what="control"),
             **self._radio(),
             "per_round": [

@@ -7,6 +7,7 @@ raises becomes an error reply. There is nothing to start, so a round costs milli
 import copy
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -157,6 +158,17 @@ class ThreadedGrid(LocalGrid):
         """Returns and forgets the replies that are there."""
         with self._lock:
             return super().pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Sends, and waits for the nodes to end, at most ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        before = set(self._threads)
+        ids = self.push_messages(messages)
+        for thread in set(self._threads) - before:
+            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        return self.pull_messages(ids)
 
     def _work(self, message: Message) -> None:
         replies = self.deliver(message)

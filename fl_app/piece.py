@@ -1,5 +1,6 @@
 """What devices download before the first round, and what the server keeps beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ class Piece:
     Attributes:
         blob: as it crosses the wire.
         split: whose outer blocks are tuned; for emulator download also which blocks devices hold.
+        later_tuned: blocks that are tuned in the stacks after the first; None: the same ones.
         facts: figures about it for the report.
         emulated: adapter on the emulator exactly as devices unpack it; None without an emulator.
         emulated_link: the neural connection inside the emulator; None without one.
@@ -29,3 +31,4 @@ class Piece:
     emulated: Adapter | None = None
     emulated_link: Insertion | None = None
     server: FeatureServer | ScalarServer | None = None
+    later_tuned: Sequence[int] | None = None

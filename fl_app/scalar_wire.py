@@ -25,8 +25,15 @@ from numpy.typing import NDArray
 
 from fl_app import wire
 from fl_app.errors import WireError
-from fl_app.features_wire import FEATURES, Arrays, parameters_in, parameters_out
-from fl_app.payload import Payload
+from fl_app.features_wire import (
+    ERROR,
+    FEATURES,
+    Arrays,
+    parameters_in,
+    parameters_out,
+    require_kind,
+)
+from fl_app.payload import Payload, Scalar
 from fl_app.updates import Update
 
 OPEN, SEEDS, SIDES, SLOPE, CLOSE = "open", "seeds", "sides", "slope", "close"
@@ -102,12 +109,15 @@ class Start:
         batches: features of every step, see ``FeatureWire.features``, with ``labels`` where those
             are at the server; empty where they were not asked for.
         targets: int64, classes of all its examples, where labels are at the server.
+        error: relative error that coding the features made, mean over the steps; None without
+            features. Whether it is a number is judged where features are read.
     """
 
     seeds: NDArray[np.int32]
     adapter: str
     batches: Sequence[Arrays] = ()
     targets: NDArray[np.int64] | None = None
+    error: Scalar | None = None
 
     def to_payload(self) -> Payload:
         """Returns the payload."""
@@ -116,7 +126,10 @@ class Start:
             arrays |= {f"{step}|{name}": array for name, array in batch.items()}
         if self.targets is not None:
             arrays[_TARGETS] = self.targets
-        return Payload(FEATURES if self.batches else SEEDS, 0, {_ADAPTER: self.adapter}, arrays)
+        scalars: dict[str, Scalar] = {_ADAPTER: self.adapter}
+        if self.error is not None:
+            scalars[ERROR] = self.error
+        return Payload(FEATURES if self.batches else SEEDS, 0, scalars, arrays)
 
 
 def read_start(payload: Payload, *, num_seeds: int, adapter: str) -> Start:
@@ -151,7 +164,7 @@ def read_start(payload: Payload, *, num_seeds: int, adapter: str) -> Start:
     if payload.kind == FEATURES:
         batches = [_of_step(payload.arrays, step) for step in range(len(seeds))]
     targets = payload.arrays.get(_TARGETS)
-    return Start(seeds, adapter, batches, targets)
+    return Start(seeds, adapter, batches, targets, payload.scalars.get(ERROR))
 
 
 def sides(
@@ -190,15 +203,13 @@ def slope(step: int, value: float) -> Payload:
     return Payload(SLOPE, step, {SLOPE: value})
 
 
-def read_slope(payload: Payload, step: int) -> float:
+def read_slope(payload: Payload) -> float:
     """Reads a slope; whether it is a number is judged where it is used.
 
     Raises:
-        WireError: ``wrong-kind``, ``wrong-step`` or ``missing``.
+        WireError: ``wrong-kind`` or ``missing``.
     """
     require_kind(payload, SLOPE)
-    if payload.step != step:
-        raise WireError("wrong-step", f"at local step {step}, got {payload.step}")
     value = payload.scalars.get(SLOPE)
     if type(value) is not float:
         raise WireError("missing", f"slope {value!r} should be a float")
@@ -228,12 +239,6 @@ def read_close(payload: Payload, num_steps: int) -> tuple[list[float], float | N
         raise WireError("wrong-shape", f"{len(slopes)} slopes for {num_steps} steps")
     loss = payload.scalars.get(_LOSS)
     return slopes.tolist(), None if loss is None else float(loss)
-
-
-def require_kind(payload: Payload, kind: str) -> None:
-    """Raises ``WireError`` (``wrong-kind``) unless a payload is of this kind."""
-    if payload.kind != kind:
-        raise WireError("wrong-kind", f"got {payload.kind!r}, expected {kind!r}")
 
 
 def _vector(payload: Payload, name: str, dtype: str) -> NDArray[Any]:

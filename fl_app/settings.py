@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, ModelError
 from fl_app.finetune import LocalTuning
 from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.backbone import head_modules, require_length
@@ -48,6 +48,15 @@ def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
             return None
         case _:
             raise ConfigError(f"peft of type {type(peft).__name__} is unknown")
+
+
+def num_prompt_of(peft: PeftConfig) -> int:
+    """Returns m, the tokens of the soft prompt; 0 without one."""
+    match peft:
+        case PromptTuningConfig():
+            return peft.num_tokens
+        case _:
+            return 0
 
 
 def aggregation_of(peft: PeftConfig) -> str:
@@ -98,10 +107,28 @@ def gradient_split(strategy: GradientDownloadStrategy, model_config: Any) -> Spl
         ModelError: no block would be left between them.
     """
     total = num_blocks(model_config)
-    left, right = (
-        (strategy.cut, 0) if strategy.variant == "cut" else (strategy.left, strategy.right)
-    )
-    return Split(left=left, middle=total - left - right, right=right, total=total)
+    left, right = outer_blocks(strategy)
+    middle = total - left - right
+    if middle < 1:
+        what = {"cut": f"strategy.cut={left}", "prompt": "strategy.variant=prompt"}.get(
+            strategy.variant, f"strategy.left={left} and strategy.right={right}"
+        )
+        raise ModelError(
+            f"{what}: at least one of the model's {total} blocks must be left over; choose fewer, "
+            "or a deeper model"
+        )
+    return Split(left=left, middle=middle, right=right, total=total)
+
+
+def outer_blocks(strategy: GradientDownloadStrategy) -> tuple[int, int]:
+    """Returns how many blocks, from the input and up to the last, hold tuned parameters."""
+    match strategy.variant:
+        case "cut":
+            return strategy.cut, 0
+        case "prompt":  # none does; a split needs one
+            return 0, 1
+        case _:
+            return strategy.left, strategy.right
 
 
 def device_parameters(
@@ -142,6 +169,7 @@ def adapter_for(
     *,
     blocks: Sequence[int],
     tuned: Sequence[int],
+    later_tuned: Sequence[int] | None = None,
     carried: Sequence[str] = (),
 ) -> Adapter:
     """Wraps the full model or an emulator, the same way on server and device.
@@ -151,6 +179,7 @@ def adapter_for(
         model: the model; adapter layers are put into it.
         blocks: indices, in the full model, of its blocks in order.
         tuned: indices, likewise, of the blocks that get LoRA.
+        later_tuned: the same for the stacks after the first; None for the same ones.
         carried: frozen modules to save with the adapter.
     """
     spec = adapter_spec(config.peft)
@@ -158,6 +187,7 @@ def adapter_for(
         model,
         blocks=blocks,
         tuned_blocks=tuned if spec else (),
+        later_tuned=later_tuned,
         heads=head_modules(model, config.model.task),
         spec=spec,
         seed=config.seed,

@@ -18,6 +18,7 @@ from fl_app.schema import (
     ServerRuleConfig,
     StrategyConfig,
 )
+from fl_app.settings import outer_blocks
 
 REFERENCES = ("frozen", "federated_full", "centralised")
 
@@ -64,10 +65,8 @@ def _outer(strategy: StrategyConfig) -> tuple[int, int]:
     match strategy:
         case EmulatorDownloadStrategy(emulator=emulator):
             return emulator.left, emulator.right
-        case GradientDownloadStrategy(variant="cut", cut=cut):
-            return cut, 0
         case GradientDownloadStrategy():
-            return strategy.left, strategy.right
+            return outer_blocks(strategy)
         case _:
             raise ConfigError(f"strategy {type(strategy).__name__} has no comparison runs")
 

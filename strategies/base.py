@@ -158,7 +158,7 @@ class FederatedDeft(Strategy):
             reply for reply, is_heard in zip(accepted, received.is_heard, strict=True) if is_heard
         ]
         if not accepted:
-            book.metrics = dict(received.report)
+            book.metrics |= received.report
             return self._keep(server_round, "nobody was heard")
         try:
             adapter = self.combine(server_round, accepted, received)
@@ -173,7 +173,7 @@ class FederatedDeft(Strategy):
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]
-        book.metrics = {
+        book.metrics |= {
             "train_loss": float(losses @ shares / shares.sum()),
             **received.report,
         }

@@ -1,6 +1,7 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,9 @@ from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
 from strategies.transport import MessageTransport, StreamTransport, Transport
 from strategies.uplink import IdealUplink, Uplink
+
+_IDLE_S = 600.0
+"""Seconds the server may compute between two exchanges."""
 
 
 def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
@@ -271,6 +275,7 @@ def build_strategy(
                     timeout_s=strategy.exchange_timeout_s,
                     lr=strategy.scalar.lr,
                     eps=strategy.scalar.step,
+                    max_steps=config.finetune.max_steps,
                 ),
                 pool=SeedPool(strategy.scalar.num_seeds, config.seed),
                 cache=FeatureCache(strategy.scalar.max_cached_mb),
@@ -286,6 +291,7 @@ def build_strategy(
                     shared=strategy.shared_gradient,
                     max_in_flight=strategy.max_in_flight,
                     timeout_s=strategy.exchange_timeout_s,
+                    max_steps=config.finetune.max_steps,
                 ),
                 transport=build_transport(config, strategy, roster),
                 **common,
@@ -297,14 +303,26 @@ def build_strategy(
 def build_transport(
     config: Config, strategy: GradientDownloadStrategy, roster: Roster
 ) -> Transport:
-    """Turns the choice of a transport into what opens a round's exchanges."""
+    """Turns the choice of a transport into what opens a round's exchanges.
+
+    Raises:
+        ConfigError: streams, and a node that plays several devices.
+    """
     match strategy.transport, config.federation:
         case ("messages", _) | ("auto", SimulationFederation()):
             return MessageTransport(roster)
-        case _:
-            return StreamTransport(
-                roster,
-                host=strategy.stream.host,
-                port=strategy.stream.port,
-                advertised_host=strategy.stream.advertised_host,
-            )
+    if len(set(roster.node_of.values())) < len(roster.devices):
+        raise ConfigError(
+            f"strategy.transport=stream: {len(roster.devices)} devices are played by "
+            f"{len(set(roster.node_of.values()))} nodes, and a node serves one stream at a time; "
+            "set strategy.transport=messages, or start a node for each device"
+        )
+    # While the server waits for others, a device hears nothing: one exchange a pass, and two more.
+    passes = math.ceil(_per_round(config, roster) / strategy.max_in_flight)
+    return StreamTransport(
+        roster,
+        host=strategy.stream.host,
+        port=strategy.stream.port,
+        advertised_host=strategy.stream.advertised_host,
+        idle_s=_IDLE_S + (passes + 2) * strategy.exchange_timeout_s,
+    )

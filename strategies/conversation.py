@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from fl_app.errors import WireError
 from fl_app.features_wire import MAX_BYTES, NO_FRONT
@@ -10,6 +11,8 @@ from strategies.exchange import Exchange, Lost
 from strategies.round_log import RoundLog
 
 log = logging.getLogger("deft")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 Book = Callable[[str, int, str, int], None]
 """(link, device, what, bytes)."""
@@ -24,7 +27,7 @@ class Conversation:
         number: server round.
         log: devices lost are booked here.
         book: bytes are booked here.
-        uplink: kind of an answer to what it is booked as; other kinds are booked by who reads them.
+        uplink: kind of an answer to what it is booked as; what is of no such kind is control.
     """
 
     def __init__(
@@ -40,56 +43,73 @@ class Conversation:
         self._exchange, self._timeout_s, self._number = exchange, timeout_s, number
         self._log, self._book, self._uplink = log, book, uplink
 
-    def send(self, outgoing: Mapping[int, Payload], what: str) -> dict[int, Payload]:
+    def send(
+        self, outgoing: Mapping[int, Payload], what: str, *, ahead: int = 0
+    ) -> dict[int, Payload]:
         """Makes one exchange.
 
         Args:
             outgoing: device to payload.
             what: what the downlink is booked as.
+            ahead: local steps a device makes before it answers.
 
         Returns:
-            The answers, by device; who is lost is dropped.
+            The answers, by device; who is lost, or answers another local step, is dropped.
         """
         blobs = {device: payload.to_blob() for device, payload in outgoing.items()}
         for device, blob in blobs.items():
             self._book("downlink", device, what, len(blob))
-        answers: dict[int, Payload] = {}
-        if not blobs:
-            return answers
-        for device, answer in self._exchange.exchange(blobs, self._timeout_s).items():
-            try:
-                payload, size = _opened(answer)
-            except WireError as error:
-                self.drop(device, error)
-                continue
-            if payload.kind in self._uplink:
-                self._book("uplink", device, self._uplink[payload.kind], size)
-            answers[device] = payload
-        return answers
+        answers = self._exchange.exchange(blobs, self._timeout_s) if blobs else {}
 
-    def drop(self, device: int, error: WireError) -> None:
-        """Books a device as dropped."""
-        log.warning("round %d: device %d dropped: %s", self._number, device, error)
-        self._log.drop(device, error.reason)
+        def opened(device: int, answer: bytes | Lost) -> Payload:
+            return self._opened(device, answer, outgoing[device].step + ahead)
+
+        return self.each(answers, opened)
+
+    def each(
+        self, given: Mapping[int, Given], make: Callable[[int, Given], Made]
+    ) -> dict[int, Made]:
+        """Does something for every device that may fail for it alone.
+
+        Args:
+            given: by device.
+            make: called with (device, given); a ``WireError`` drops the device, and only it.
+
+        Returns:
+            What was made, by device, without those dropped.
+        """
+        made = {}
+        for device, one in given.items():
+            try:
+                made[device] = make(device, one)
+            except WireError as error:
+                log.warning("round %d: device %d dropped: %s", self._number, device, error)
+                self._log.drop(device, error.reason)
+        return made
+
+    def _opened(self, device: int, answer: bytes | Lost, step: int) -> Payload:
+        """Reads an answer and books its bytes.
+
+        Raises:
+            WireError: it was lost, is no payload or of another step, or the device has no model.
+        """
+        match answer:
+            case Lost(reason, detail):
+                raise WireError(reason, detail)
+        try:
+            payload = read_payload(answer, max_bytes=MAX_BYTES)
+        except WireError:
+            self._book("uplink", device, "control", len(answer))
+            raise
+        self._book("uplink", device, self._uplink.get(payload.kind, "control"), len(answer))
+        if payload.kind == NO_FRONT:
+            raise WireError("no-emulator", "its part of the model is gone")
+        if payload.step != step:
+            raise WireError("wrong-step", f"answers local step {payload.step}, is at {step}")
+        return payload
 
 
 def chunks(devices: list[int], size: int) -> Iterator[list[int]]:
     """Yields at most ``size`` devices at a time, in their order."""
     for start in range(0, len(devices), size):
         yield devices[start : start + size]
-
-
-def _opened(answer: bytes | Lost) -> tuple[Payload, int]:
-    """Returns what a device answered, and its length in bytes.
-
-    Raises:
-        WireError: it was lost, sent no payload, or has no model.
-    """
-    match answer:
-        case Lost(reason, detail):
-            raise WireError(reason, detail)
-        case _:
-            payload = read_payload(answer, max_bytes=MAX_BYTES)
-    if payload.kind == NO_FRONT:
-        raise WireError("no-emulator", "its part of the model is gone")
-    return payload, len(answer)

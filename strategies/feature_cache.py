@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fl_app.errors import WireError
-from strategies.feature_server import Arrived
+from strategies.feature_reader import Arrived
 
 _MEGABYTE = 10**6
 

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_app.errors import DeftError, WireError
+from fl_app.errors import WireError
 from fl_app.features_wire import (
-    OWN,
     PARAMETER,
     SLOPES,
     STATES,
@@ -18,29 +17,13 @@ from fl_app.features_wire import (
     parameters_in,
     parameters_out,
 )
-from fl_app.fomo.features import FeatureGradient, Features
+from fl_app.fomo.features import FeatureGradient
 from fl_app.fomo.head import Head
 from fl_app.fomo.trunk import Held, Trunk
 from fl_app.payload import Payload
 from fl_app.seeding import generator
 from fl_app.tasks import Encoded, LossFunction, Task
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """One device's features, read.
-
-    Attributes:
-        features: as the trunk takes them.
-        own: its values of parameters that sit here while computing.
-        labels: of the batch, where labels are at the server; empty otherwise.
-        targets: classes of all its examples, likewise.
-    """
-
-    features: Features
-    own: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    targets: list[int]
+from strategies.feature_reader import Arrived, FeatureReader, require_layout
 
 
 @dataclass
@@ -62,6 +45,7 @@ class FeatureServer:
     Args:
         trunk: the server's blocks.
         wire: how tensors travel.
+        reader: reads features.
         want: what to differentiate with respect to, see ``Trunk.forward``.
         num_stacks: of the model.
         head: the head, where labels are at the server.
@@ -76,6 +60,7 @@ class FeatureServer:
         trunk: Trunk,
         *,
         wire: FeatureWire,
+        reader: FeatureReader,
         want: Sequence[str],
         num_stacks: int,
         head: Head,
@@ -84,8 +69,8 @@ class FeatureServer:
         logit_adjustment: float,
         seed: int,
     ) -> None:
-        self._trunk, self._trunk_names = trunk, trunk.names
-        self._wire, self._want, self._num_stacks = wire, want, num_stacks
+        self._trunk, self._wire, self._reader = trunk, wire, reader
+        self._want, self._num_stacks = want, num_stacks
         self._head, self._head_parameters = head, dict(head_parameters)
         self._task, self._tau, self._seed = task, logit_adjustment, seed
 
@@ -95,47 +80,53 @@ class FeatureServer:
         Raises:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
-        features = read_features(payload, self._wire, self._trunk, self._num_stacks)
-        own = parameters_in(OWN, payload.arrays)
-        wanted = self._trunk_names | (set(self._head_parameters) if with_labels else set())
-        if set(own) != wanted:
-            raise WireError(
-                "missing", f"parameters {sorted(own)[:3]}, expected {sorted(wanted)[:3]}"
-            )
-        labels, targets = read_labels(payload, with_labels=with_labels)
-        return Arrived(features, own, labels, targets)
+        own = self._trunk.shapes | (self._head_shapes if with_labels else {})
+        return self._reader.read(payload, own, with_labels=with_labels)
 
     def forward(self, arrived: Mapping[int, Arrived]) -> Step:
         """Runs one pass over these devices; the graph is held until ``backward`` or release."""
         devices = sorted(arrived)
         inputs = [arrived[device] for device in devices]
-        own = [{name: one.own[name] for name in self._trunk_names} for one in inputs]
+        own = [{name: one.own[name] for name in self._trunk.shapes} for one in inputs]
         held = self._trunk.forward(
             [one.features for one in inputs], want=self._want, parameters=own
         )
         return Step(devices, inputs, held)
 
-    def states(self, step: Step, server_round: int, number: int) -> dict[int, Arrays]:
-        """Returns the last states that each device's head reads, coded."""
-        return {
-            device: self._wire.code(
-                STATES, states, self._rng("states", server_round, device, number)
-            )
-            for device, states in zip(step.devices, step.held.states, strict=True)
-        }
-
-    def read_slopes(self, payload: Payload, states: torch.Tensor) -> torch.Tensor:
-        """Reads the gradient of a device's loss with respect to its last states.
+    def states(self, states: torch.Tensor, server_round: int, device: int, number: int) -> Arrays:
+        """Codes the last states that a device's head reads.
 
         Raises:
-            WireError: it does not fit, or is not finite.
+            WireError: ``not-finite`` or ``overflow``; its features drove the blocks too far.
+        """
+        if not torch.isfinite(states).all():
+            raise WireError("not-finite", "its features make the last states NaN or infinite")
+        return self._wire.code(STATES, states, self._rng("states", server_round, device, number))
+
+    def read_slopes(
+        self, payload: Payload, states: torch.Tensor, *, with_head: bool
+    ) -> tuple[torch.Tensor, Arrays]:
+        """Reads the gradient of a device's loss with respect to its last states.
+
+        Args:
+            payload: as received.
+            states: the states it belongs to.
+            with_head: whether gradients of the head come along, to be shared.
+
+        Returns:
+            (the gradient, the head's gradients by array name).
+
+        Raises:
+            WireError: something does not fit, or is not finite.
         """
         slopes = self._wire.decode(payload.arrays, SLOPES)
         if slopes.shape != states.shape:
             raise WireError(
                 "wrong-shape", f"slopes {list(slopes.shape)}, expected {list(states.shape)}"
             )
-        return slopes
+        head = parameters_in(PARAMETER, payload.arrays)
+        require_layout(head, self._head_shapes if with_head else {})
+        return slopes, parameters_out(PARAMETER, head)
 
     def losses(
         self, step: Step
@@ -182,40 +173,19 @@ class FeatureServer:
         }
 
     def gradient(
-        self, gradient: FeatureGradient, server_round: int, device: int, number: int
+        self, gradient: FeatureGradient, server_round: int, receiver: int | str, number: int
     ) -> Arrays:
-        """Codes what goes back to a device."""
-        return self._wire.gradient(gradient, self._rng("gradient", server_round, device, number))
+        """Codes what goes back to a device, or to everybody."""
+        return self._wire.gradient(gradient, self._rng("gradient", server_round, receiver, number))
 
-    def _rng(self, what: str, server_round: int, device: int, number: int) -> np.random.Generator:
-        return generator(self._seed, what, server_round, device, number)
+    @property
+    def _head_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self._head_parameters.items()}
 
-
-def read_features(payload: Payload, wire: FeatureWire, trunk: Trunk, num_stacks: int) -> Features:
-    """Reads one step's features.
-
-    Raises:
-        WireError: something is missing, not finite, or does not fit the trunk.
-    """
-    features = wire.read_features(payload, num_stacks)
-    try:
-        trunk.require_fit(features)
-    except DeftError as error:
-        raise WireError("wrong-shape", str(error)) from error
-    return features
-
-
-def read_labels(payload: Payload, *, with_labels: bool) -> tuple[torch.Tensor, list[int]]:
-    """Reads the labels of a batch and the classes of all examples, where labels are at the server.
-
-    Raises:
-        WireError: ``missing``.
-    """
-    if with_labels and "labels" not in payload.arrays:
-        raise WireError("missing", "features without labels, and strategy.labels=server")
-    labels = payload.arrays.get("labels", np.zeros(0, np.int64))
-    targets = payload.arrays.get("targets", np.zeros(0, np.int64))
-    return torch.from_numpy(labels.copy()), targets.tolist()
+    def _rng(
+        self, what: str, server_round: int, receiver: int | str, number: int
+    ) -> np.random.Generator:
+        return generator(self._seed, what, server_round, receiver, number)
 
 
 def local_loss(task: Task, arrived: Arrived, logit_adjustment: float) -> LossFunction:

@@ -33,9 +33,6 @@ class GradientDownload(PartDownload):
             self._server, exchange, self._plan, number=number, log=book, book=self._book_bytes
         )
         updates = steps.run({device: self._begin(device) for device in devices})
-        if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
-            for device, payload in updates.items():
-                self._book_bytes("uplink", device, "update", len(payload.to_blob()))
         return {
             device: Finished(dict(payload.arrays), payload.scalars)
             for device, payload in updates.items()

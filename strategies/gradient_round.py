@@ -6,6 +6,7 @@ Every step goes up as features and comes down as gradients. The server computes 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,19 +15,22 @@ from fl_app.errors import WireError
 from fl_app.features_wire import (
     FEATURES,
     GRADIENT,
-    PARAMETER,
     SLOPES,
     STATES,
     UPDATE,
     Arrays,
-    parameters_in,
+    require_kind,
 )
 from fl_app.fomo.features import FeatureGradient
 from fl_app.payload import Payload
 from strategies.conversation import Book, Conversation, chunks
 from strategies.exchange import Exchange
-from strategies.feature_server import Arrived, FeatureServer, Step
+from strategies.feature_reader import Arrived
+from strategies.feature_server import FeatureServer, Step
 from strategies.round_log import RoundLog
+from strategies.shared_gradient import mean_gradient
+
+_UPLINK = {FEATURES: "features", SLOPES: "slopes", UPDATE: "update"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class GradientPlan:
         shared: everybody gets the mean gradient, weighted by examples in the batch.
         max_in_flight: devices in one pass, >= 1.
         timeout_s: seconds for one exchange.
+        max_steps: the most local steps a device may make; None for no limit.
     """
 
     labels_at_server: bool
     shared: bool
     max_in_flight: int
     timeout_s: float
+    max_steps: int | None = None
 
 
 class GradientRound:
@@ -68,15 +74,10 @@ class GradientRound:
         log: RoundLog,
         book: Book,
     ) -> None:
-        self._server, self._plan, self._number = server, plan, number
+        self._server, self._plan = server, plan
+        self._number, self._log = number, log
         self._talk = Conversation(
-            exchange,
-            timeout_s=plan.timeout_s,
-            number=number,
-            log=log,
-            book=book,
-            # an update is booked by its uplink
-            uplink={FEATURES: "features", SLOPES: "slopes"},
+            exchange, timeout_s=plan.timeout_s, number=number, log=log, book=book, uplink=_UPLINK
         )
 
     def run(self, begin: Mapping[int, Payload]) -> dict[int, Payload]:
@@ -89,56 +90,51 @@ class GradientRound:
             The update of every device that came through, as it was sent.
         """
         updates: dict[int, Payload] = {}
+        errors: list[float] = []
+        number = 0
         answers = self._talk.send(begin, "adapter")
         while answers:
             updates |= {d: p for d, p in answers.items() if p.kind == UPDATE}
-            arrived = self._arrived({d: p for d, p in answers.items() if p.kind != UPDATE})
-            steps = {d: answers[d].step for d in arrived}
-            gradients: dict[int, FeatureGradient] = {}
-            losses: dict[int, float] = {}
-            heads: dict[int, Arrays] = {}
-            for chunk in chunks(sorted(arrived), self._plan.max_in_flight):
-                step = self._server.forward({device: arrived[device] for device in chunk})
-                try:
-                    slopes = self._slopes(step, steps, losses, heads)
-                    gradients |= self._server.backward(step, slopes)
-                finally:
-                    step.release()
-            gradients = self._finite(gradients)
-            rows = {device: len(arrived[device].features.readout) for device in gradients}
-            if self._plan.shared and gradients:
-                gradients, heads = _mean(gradients, heads, rows)
-            answers = self._talk.send(
-                {
-                    device: Payload(
-                        GRADIENT,
-                        steps[device],
-                        {"loss": losses[device]} if device in losses else {},
-                        self._server.gradient(gradient, self._number, device, steps[device])
-                        | heads.get(device, {}),
-                    )
-                    for device, gradient in gradients.items()
-                },
-                GRADIENT,
+            arrived = self._talk.each(
+                {d: p for d, p in answers.items() if p.kind != UPDATE}, partial(self._read, number)
             )
+            errors += [one.error for one in arrived.values()]
+            answers = self._step(arrived, number)
+            number += 1
+        if errors:
+            self._log.metrics["feature_error"] = float(np.mean(errors))
         return updates
 
-    def _arrived(self, payloads: Mapping[int, Payload]) -> dict[int, Arrived]:
-        arrived = {}
-        for device, payload in payloads.items():
+    def _step(self, arrived: Mapping[int, Arrived], number: int) -> dict[int, Payload]:
+        """Makes one local step of these devices; returns what they answer to their gradients."""
+        gradients: dict[int, FeatureGradient] = {}
+        losses: dict[int, float] = {}
+        heads: dict[int, Arrays] = {}
+        for chunk in chunks(sorted(arrived), self._plan.max_in_flight):
+            step = self._server.forward({device: arrived[device] for device in chunk})
             try:
-                _require_kind(payload, FEATURES)
-                arrived[device] = self._server.read(
-                    payload, with_labels=self._plan.labels_at_server
-                )
-            except WireError as error:
-                self._talk.drop(device, error)
-        return arrived
+                slopes = self._slopes(step, number, losses, heads)
+                gradients |= self._server.backward(step, slopes)
+            finally:
+                step.release()
+        gradients = self._talk.each(gradients, _finite)
+        coded: dict[int, Arrays] = {}
+        if self._plan.shared and gradients:
+            weights = {device: arrived[device].num_terms for device in gradients}
+            mean, head = mean_gradient(gradients, heads, weights)
+            arrays = self._server.gradient(mean, self._number, "everybody", number)
+            coded = dict.fromkeys(gradients, arrays | head)
+        else:
+            coded = self._talk.each(gradients, partial(self._coded_gradient, number))
+            coded = {device: arrays | heads.get(device, {}) for device, arrays in coded.items()}
+        told = {d: {"loss": losses[d]} if d in losses else {} for d in coded}
+        outgoing = {d: Payload(GRADIENT, number, told[d], coded[d]) for d in coded}
+        return self._talk.send(outgoing, GRADIENT, ahead=1)
 
     def _slopes(
         self,
         step: Step,
-        steps: Mapping[int, int],
+        number: int,
         losses: dict[int, float],
         heads: dict[int, Arrays],
     ) -> dict[int, torch.Tensor]:
@@ -149,74 +145,36 @@ class GradientRound:
             heads.update(head)
             return slopes
         states = dict(zip(step.devices, step.held.states, strict=True))
-        coded = {
-            device: self._server.states(step, self._number, steps[device])[device]
-            for device in step.devices
-        }
+        coded = self._talk.each(states, partial(self._coded_states, number))
         answers = self._talk.send(
-            {d: Payload(STATES, steps[d], {}, arrays) for d, arrays in coded.items()}, STATES
+            {d: Payload(STATES, number, {}, arrays) for d, arrays in coded.items()}, STATES
         )
-        slopes = {}
-        for device, payload in answers.items():
-            try:
-                _require_kind(payload, SLOPES)
-                slopes[device] = self._server.read_slopes(payload, states[device])
-                heads[device] = {
-                    f"{PARAMETER}|{name}": value.numpy()
-                    for name, value in parameters_in(PARAMETER, payload.arrays).items()
-                }
-            except WireError as error:
-                self._talk.drop(device, error)
-        return slopes
 
-    def _finite(self, gradients: Mapping[int, FeatureGradient]) -> dict[int, FeatureGradient]:
-        kept = {}
-        for device, gradient in gradients.items():
-            if all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
-                kept[device] = gradient
-            else:
-                self._talk.drop(device, WireError("not-finite", "its gradient overflows"))
-        return kept
+        def read(device: int, payload: Payload) -> tuple[torch.Tensor, Arrays]:
+            require_kind(payload, SLOPES)
+            with_head = self._plan.shared
+            return self._server.read_slopes(payload, states[device], with_head=with_head)
 
+        found = self._talk.each(answers, read)
+        heads.update({device: head for device, (_, head) in found.items()})
+        return {device: slopes for device, (slopes, _) in found.items()}
 
-def _require_kind(payload: Payload, kind: str) -> None:
-    if payload.kind != kind:
-        raise WireError("wrong-kind", f"got {payload.kind!r}, expected {kind!r}")
+    # --- what is done for one device, and may fail for it alone -------------------------------
+
+    def _read(self, number: int, _device: int, payload: Payload) -> Arrived:
+        require_kind(payload, FEATURES)
+        if self._plan.max_steps is not None and number >= self._plan.max_steps:
+            raise WireError("wrong-step", f"features after {self._plan.max_steps} local steps")
+        return self._server.read(payload, with_labels=self._plan.labels_at_server)
+
+    def _coded_states(self, number: int, device: int, states: torch.Tensor) -> Arrays:
+        return self._server.states(states, self._number, device, number)
+
+    def _coded_gradient(self, number: int, device: int, gradient: FeatureGradient) -> Arrays:
+        return self._server.gradient(gradient, self._number, device, number)
 
 
-def _mean(
-    gradients: Mapping[int, FeatureGradient],
-    heads: Mapping[int, Arrays],
-    rows: Mapping[int, int],
-) -> tuple[dict[int, FeatureGradient], dict[int, Arrays]]:
-    """Returns the mean gradient for everybody, each device's mean loss weighted by its rows.
-
-    That is the gradient of the mean loss over the examples of all devices: one large batch.
-    """
-    devices = sorted(gradients)
-    total = float(sum(rows[device] for device in devices))
-    shares = {device: rows[device] / total for device in devices}
-    first = gradients[devices[0]]
-
-    def mean(tensors: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        wide = [shares[device] * tensors[device].double() for device in devices]
-        return torch.stack(wide).sum(0).float()
-
-    shared = FeatureGradient(
-        hidden=None,
-        prompt=None
-        if first.prompt is None
-        else mean({d: g.prompt for d, g in gradients.items() if g.prompt is not None}),
-        parameters={
-            name: mean({d: g.parameters[name] for d, g in gradients.items()})
-            for name in first.parameters
-        },
-    )
-    head = {
-        name: sum(
-            (shares[d] * heads[d][name].astype(np.float64) for d in devices),
-            start=np.zeros(heads[devices[0]][name].shape),
-        ).astype(np.float32)
-        for name in heads.get(devices[0], {})
-    }
-    return dict.fromkeys(devices, shared), dict.fromkeys(devices, head)
+def _finite(_device: int, gradient: FeatureGradient) -> FeatureGradient:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+        raise WireError("not-finite", "its gradient overflows")
+    return gradient

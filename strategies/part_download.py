@@ -120,6 +120,8 @@ class PartDownload(FederatedDeft):
         self._transport.close()
 
     def _book_bytes(self, link: str, device: int, what: str, size: int) -> None:
+        if what == "update" and self._uplink.is_radio:
+            return  # a radio is booked for what it sends, not for this message
         self._book(link, self._orders[device], what, size)
 
     def _accept(self, device: int, finished: Finished, book: RoundLog) -> list[wire.Reply]:

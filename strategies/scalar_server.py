@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from fl_app.errors import WireError
-from fl_app.features_wire import FeatureWire
+from fl_app.features_wire import ERROR, FEATURES
 from fl_app.fomo.head import Head
 from fl_app.fomo.head_output import HeadOutput
 from fl_app.fomo.trunk import Trunk
-from fl_app.payload import Payload
+from fl_app.payload import Payload, Scalar
 from fl_app.scalar_wire import Start
 from fl_app.tasks import Task
 from fl_app.updates import Update
-from strategies.feature_server import Arrived, local_loss, read_features, read_labels
+from strategies.feature_reader import Arrived, FeatureReader
+from strategies.feature_server import local_loss
+from strategies.label_rule import TARGETS
 
 
 class ScalarServer:
@@ -22,8 +23,7 @@ class ScalarServer:
 
     Args:
         trunk: the server's blocks.
-        wire: how features travel.
-        num_stacks: of the model.
+        reader: reads features.
         head: the head.
         head_parameters: its tunable parameters by name; empty where none are.
         task: gives the loss, where labels are at the server.
@@ -34,15 +34,13 @@ class ScalarServer:
         self,
         trunk: Trunk,
         *,
-        wire: FeatureWire,
-        num_stacks: int,
+        reader: FeatureReader,
         head: Head,
         head_parameters: Mapping[str, nn.Parameter],
         task: Task,
         logit_adjustment: float,
     ) -> None:
-        self._trunk, self._trunk_names = trunk, trunk.names
-        self._wire, self._num_stacks = wire, num_stacks
+        self._trunk, self._reader = trunk, reader
         self._head_parameters = dict(head_parameters)
         self._output = HeadOutput(head, is_tuned=bool(head_parameters))
         self._task, self._tau = task, logit_adjustment
@@ -53,14 +51,14 @@ class ScalarServer:
         Raises:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
-        extra = {} if start.targets is None else {"targets": start.targets}
-        batches = []
-        for step, arrays in enumerate(start.batches):
-            payload = Payload("features", step, {}, {**arrays, **extra})
-            features = read_features(payload, self._wire, self._trunk, self._num_stacks)
-            labels, targets = read_labels(payload, with_labels=with_labels)
-            batches.append(Arrived(features, {}, labels, targets))
-        return batches
+        targets = {} if start.targets is None else {TARGETS: start.targets}
+        told: dict[str, Scalar] = {} if start.error is None else {ERROR: start.error}
+        return [
+            self._reader.read(
+                Payload(FEATURES, step, told, {**arrays, **targets}), {}, with_labels=with_labels
+            )
+            for step, arrays in enumerate(start.batches)
+        ]
 
     def outputs(self, batches: Sequence[Arrived], adapters: Sequence[Update]) -> list[torch.Tensor]:
         """Returns the output of every batch at its own adapter, see ``HeadOutput``.
@@ -72,7 +70,7 @@ class ScalarServer:
             adapters: all tuned values by name, one for each batch.
         """
         weights = [
-            {name: torch.from_numpy(adapter[name]) for name in self._trunk_names}
+            {name: torch.from_numpy(adapter[name]) for name in self._trunk.shapes}
             for adapter in adapters
         ]
         held = self._trunk.forward(
@@ -87,16 +85,9 @@ class ScalarServer:
         return outputs
 
     def loss(self, batch: Arrived, output: torch.Tensor) -> float:
-        """Returns the loss of an output, where labels are here.
-
-        Raises:
-            WireError: ``damaged``, the labels do not fit the output.
-        """
+        """Returns the loss of an output, where labels are here."""
         loss = local_loss(self._task, batch, self._tau)
-        try:
-            return self._output.loss(output, batch.features.readout, batch.labels, loss)
-        except (ValueError, IndexError, RuntimeError) as error:  # what torch makes of such labels
-            raise WireError("damaged", f"labels do not fit the features: {error}") from error
+        return self._output.loss(output, batch.features.readout, batch.labels, loss)
 
     def readout(self, batch: Arrived) -> torch.Tensor | None:
         """Returns which states an output holds; None where outputs are logits."""

@@ -46,17 +46,32 @@ class StreamTransport:
         host: address to bind.
         port: port to bind, 0 for any.
         advertised_host: address devices are told; None for ``host``.
+        idle_s: seconds after which a device gives up a silent server, > 0; more than it ever waits
+            while the server asks others.
     """
 
     def __init__(
-        self, roster: Roster, *, host: str, port: int, advertised_host: str | None
+        self,
+        roster: Roster,
+        *,
+        host: str,
+        port: int,
+        advertised_host: str | None,
+        idle_s: float,
     ) -> None:
-        self._roster = roster
+        self._roster, self._idle_s = roster, idle_s
         self._listener = StreamListener(host, port, advertised_host=advertised_host)
 
     def open(self, grid: Grid, server_round: int) -> Exchange:
         """Returns a round's exchanges."""
-        return StreamExchange(self._listener, grid, self._roster, server_round, max_bytes=MAX_BYTES)
+        return StreamExchange(
+            self._listener,
+            grid,
+            self._roster,
+            server_round,
+            max_bytes=MAX_BYTES,
+            idle_s=self._idle_s,
+        )
 
     def close(self) -> None:
         """Stops listening."""

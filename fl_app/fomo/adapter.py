@@ -81,6 +81,7 @@ class Adapter:
         carried: names of frozen modules that are not as in the checkpoint; they are saved along, so
             that the adapter gives the same outputs on the untouched model.
         later_blocks: like ``blocks``, for the stacks after the first; None if they have the same.
+        later_tuned: like ``tuned_blocks``, likewise.
 
     Raises:
         ModelError: nothing would be tuned, no map has one of the target names, or the model takes
@@ -98,15 +99,19 @@ class Adapter:
         seed: int,
         carried: Sequence[str] = (),
         later_blocks: Sequence[int] | None = None,
+        later_tuned: Sequence[int] | None = None,
     ) -> None:
         self._stacks = stack_paths(model)
         later = blocks if later_blocks is None else later_blocks
         self._to_full = {stack: dict(enumerate(later)) for stack in self._stacks}
         self._to_full[self._stacks[0]] = dict(enumerate(blocks))
+        others = tuned_blocks if later_tuned is None else later_tuned
+        tuned = {stack: set(others) for stack in self._stacks}
+        tuned[self._stacks[0]] = set(tuned_blocks)
         self.model: Any
         match spec:
             case LoraSpec():
-                self.model = self._wrap(model, set(tuned_blocks), (*heads, *carried), spec)
+                self.model = self._wrap(model, tuned, (*heads, *carried), spec)
             case PromptSpec():
                 self.model = PromptedModel(model, spec, seed=seed, heads=heads, carried=carried)
             case None:
@@ -128,12 +133,14 @@ class Adapter:
             )
         self._tuned = dict(sorted(self._tuned.items()))
 
-    def _wrap(self, model: Any, tuned: set[int], saved: Sequence[str], spec: LoraSpec) -> Any:
+    def _wrap(
+        self, model: Any, tuned: dict[str, set[int]], saved: Sequence[str], spec: LoraSpec
+    ) -> Any:
         maps = [
             name
             for name, module in model.named_modules()
             if (place := block_of(name, self._stacks)) is not None
-            and self._to_full[place[0]][place[1]] in tuned
+            and self._to_full[place[0]][place[1]] in tuned[place[0]]
             and _is_linear(module)
         ]
         known = {name.rsplit(".", 1)[-1] for name in maps}
@@ -142,7 +149,8 @@ class Adapter:
             targets = known
         if unknown := targets - known:
             raise ModelError(
-                f"peft.targets={list(spec.targets)}: the tuned blocks {sorted(tuned)} of a "
+                f"peft.targets={list(spec.targets)}: the tuned blocks "
+                f"{sorted(set().union(*tuned.values()))} of a "
                 f"{model.config.model_type} model have no map {', '.join(sorted(unknown))}; choose "
                 f"among {', '.join(sorted(known))}, or {_ALL} alone"
             )

@@ -1,5 +1,6 @@
 """The trunk: the server's blocks, one forward and one backward pass for many devices."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from fl_app.errors import ModelError
+from fl_app.fomo.backbone import num_positions
 from fl_app.fomo.features import FeatureGradient, Features
 from fl_app.fomo.parts import TrunkPart, first_blocks, last_blocks
 from fl_app.fomo.rowwise import Weights, linear_maps, own_weights
@@ -80,13 +82,8 @@ class Trunk:
         self._maps = linear_maps(part.model, self._parameters)
 
     @property
-    def names(self) -> set[str]:
-        """Canonical names of the tunable weights inside."""
-        return set(self._parameters)
-
-    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Their shapes by name."""
+        """Shapes of the tunable weights inside, by canonical name."""
         return {name: tuple(value.shape) for name, value in self._parameters.items()}
 
     def forward(
@@ -149,6 +146,13 @@ class Trunk:
         """
         width = int(self._model.config.hidden_size)
         _require_fit(features, len(first_blocks(self._model)), width)
+        given = features.num_prompt + features.masks[0].shape[1]
+        fewest, most = self._lengths()
+        if len(features.readout) < 1 or not fewest <= given <= most:
+            raise ModelError(
+                f"features of {len(features.readout)} rows and {given} positions; the model takes "
+                f"at least 1 row, and {fewest} to {most:g} positions"
+            )
 
     def backward(
         self, held: Held, gradients: Sequence[torch.Tensor | None]
@@ -192,6 +196,15 @@ class Trunk:
         for i in there:
             answers[i] = _answer(leaves[i], by_leaf)
         return answers
+
+    def _lengths(self) -> tuple[int, float]:
+        """Returns the fewest and the most positions of stack 0."""
+        config = self._model.config
+        if self._model.main_input_name == "pixel_values":
+            patches = (config.image_size // config.patch_size) ** 2 + 1  # and the class token
+            return patches, patches
+        positions = num_positions(config)
+        return 1, math.inf if positions is None else positions
 
     def _inputs(self, masks: Sequence[torch.Tensor]) -> dict[str, Any]:
         """Returns inputs of the right shape; their states are replaced in front of block one."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from fl_app.report.style import CSS
 from fl_app.report.text import (
-    LADDER,
     direction,
     format_difference,
     format_score,
@@ -20,24 +19,18 @@ from fl_app.report.text import (
     human_seconds,
     summary,
 )
+from fl_app.report.wording import wording_of
 from fl_app.result import RoundRecord, RunResult
 
-_INTRODUCTION = (
-    "A foundation model (FoMo) is often too large, or too valuable, to hand to every device, and "
-    "the data on the devices are private. So the server sends each device an emulator: the first "
-    "and last blocks of the model as they are and a compressed stand-in for the blocks between. "
-    "Each device tunes a small adapter against the emulator on its own data and uploads only the "
-    "change. The server averages the changes of all devices, round by round, and plugs the adapter "
-    "into the full model, which no device ever held."
-)
+_ONLY_GRADIENT = ("gradient_bytes", "feature_bytes")
+"""Totals that are left out where they are 0: emulator download has none."""
 _NAMES = {
     "name": "model",
     "num_parameters": "parameters",
     "num_blocks": "blocks",
-    "plug_in": "plug-in",
 }
 _ALT = {
-    "ladder.png": "Bar chart of the five figures in the table above",
+    "ladder.png": "Bar chart of the figures in the table above",
     "curves.png": "Line chart of the metric after every round, beside the reference runs",
     "traffic.png": "Stacked bars of the bytes sent in every round",
     "devices.png": "Grid of rounds and devices: who took part, who was dropped and why",
@@ -52,7 +45,8 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
         plots: file name (``ladder.png`` and so on) to PNG bytes; missing ones are left out.
     """
     images = {name: _image(name, content) for name, content in plots.items()}
-    title = "Device-edge fine-tuning with an emulator"
+    wording = wording_of(result)
+    title = wording.title
     return "\n".join(
         [
             "<!doctype html>",
@@ -64,7 +58,7 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
             "<body>",
             f"<h1>{title}</h1>",
             *_banner(result),
-            f"<p>{_INTRODUCTION}</p>",
+            f"<p>{wording.introduction}</p>",
             *_facts(result),
             *_ladder(result),
             images.get("ladder.png", ""),
@@ -110,8 +104,8 @@ def _facts(result: RunResult) -> Iterator[str]:
 
 
 def _ladder(result: RunResult) -> Iterator[str]:
-    """The five figures."""
-    metric, final = result.metric, result.final
+    """The figures of the whole run."""
+    metric, final, ladder = result.metric, result.final, wording_of(result).ladder
     yield "<h2>What came out</h2>"
     rows = [
         [
@@ -121,10 +115,10 @@ def _ladder(result: RunResult) -> Iterator[str]:
             if rung.key == "frozen"
             else format_difference(metric, final["frozen"], final[rung.key]),
         ]
-        for rung in LADDER
+        for rung in ladder
     ]
     heads = ["", f"{metric.name} ({direction(metric)})", "better than (a) by"]
-    main = [rung.key for rung in LADDER].index("plug_in")
+    main = [rung.key for rung in ladder].index("plug_in")
     yield _table(heads, rows, numbers=(1, 2), main=main)
 
 
@@ -133,15 +127,17 @@ def _traffic(result: RunResult) -> Iterator[str]:
     ledger = result.ledger
     words = {
         "downlink_bytes": "downlink (server to devices)",
-        "emulator_bytes": "of these: emulator, once per device",
+        "emulator_bytes": f"of these: {wording_of(result).piece}, once per device",
         "adapter_downlink_bytes": "of these: adapters, every round",
+        "gradient_bytes": "of these: last states and gradients, every step",
         "uplink_bytes": "uplink (devices to server)",
+        "feature_bytes": "of these: features and gradients of last states, every step",
         "control_bytes": "control messages, part of both",
     }
     rows = [
         [text, human_bytes(ledger[key]), f"{ledger[key]:,}"]
         for key, text in words.items()
-        if key in ledger
+        if key in ledger and (ledger[key] or key not in _ONLY_GRADIENT)
     ]
     yield "<h2>What was sent</h2>"
     yield _table(["all devices together", "size", "bytes"], rows, numbers=(1, 2))
@@ -162,10 +158,11 @@ def _rounds(result: RunResult) -> Iterator[str]:
     if not result.rounds:
         return
     names = list(dict.fromkeys(name for record in result.rounds for name in record.metrics))
+    known = {**_NAMES, "plug_in": wording_of(result).score}
     yield "<h2>Round by round</h2>"
     heads = [
         "round",
-        *(_NAMES.get(name, _spaced(name)) for name in names),
+        *(known.get(name, _spaced(name)) for name in names),
         "devices",
         "time",
         "dropped",
@@ -188,7 +185,7 @@ def _round_metric(result: RunResult, record: RoundRecord, name: str) -> str:
     value = record.metrics.get(name)
     if value is None:
         return ""
-    is_score = any(rung.key == name for rung in LADDER)
+    is_score = name in result.final
     return format_score(result.metric, value) if is_score else f"{value:.4g}"
 
 

@@ -14,22 +14,15 @@ from fl_app.report import canvas
 from fl_app.report.canvas import COLOURS, FAINT, INK
 from fl_app.report.grid import draw_grid
 from fl_app.report.text import (
-    LADDER,
     compare,
     direction,
     format_score,
     gap_words,
     human_bytes,
 )
+from fl_app.report.wording import Wording, wording_of
 from fl_app.result import Metric, RunResult
 
-_END_LABELS = {
-    "frozen": "frozen",
-    "emulator": "on the emulator",
-    "plug_in": "plugged in",
-    "federated_full": "full on devices",
-    "centralised": "centralised",
-}
 _LINE_STYLES = {"frozen": ":", "federated_full": "--", "centralised": "-."}
 _MARKERS = {"plug_in": "o", "emulator": "s"}
 
@@ -53,20 +46,21 @@ def draw_plots(result: RunResult) -> dict[str, bytes]:
 
 
 def _ladder(result: RunResult) -> Figure | None:
-    """Horizontal bars of the five figures, what plugging in gains and what gap is left."""
-    metric = result.metric
-    values = [canvas.finite(result.final[rung.key]) for rung in LADDER]
+    """Horizontal bars of the final figures, what plugging in gains and what gap is left."""
+    metric, wording = result.metric, wording_of(result)
+    ladder = wording.ladder
+    values = [canvas.finite(result.final[rung.key]) for rung in ladder]
     top = max((value for value in values if value is not None), default=0.0)
     if top <= 0:
         return None
-    figure, (axes,) = canvas.blank(3.3)
+    figure, (axes,) = canvas.blank(0.8 + 0.5 * len(ladder))
     axes.barh(
-        range(len(LADDER)),
+        range(len(ladder)),
         [value or 0.0 for value in values],
-        color=[COLOURS[rung.key] for rung in LADDER],
+        color=[COLOURS[rung.key] for rung in ladder],
         height=0.6,
     )
-    for row, (rung, value) in enumerate(zip(LADDER, values, strict=True)):
+    for row, (rung, value) in enumerate(zip(ladder, values, strict=True)):
         axes.annotate(
             format_score(metric, result.final[rung.key]),
             (value or 0.0, row),
@@ -77,13 +71,15 @@ def _ladder(result: RunResult) -> Figure | None:
             style="italic" if value is None else "normal",
             weight="bold" if rung.key == "plug_in" else "normal",
         )
-    gain = compare(metric, values[1], values[2])
-    gap = gap_words(metric, values[2], values[3])
+    by_key = {rung.key: value for rung, value in zip(ladder, values, strict=True)}
+    own = [rung.key for rung in ladder].index("plug_in")
+    gain = compare(metric, by_key.get("emulator"), by_key["plug_in"])
+    gap = gap_words(metric, by_key["plug_in"], by_key["federated_full"])
     if gain is not None:
-        _bracket(axes, 1.28 * top, 1, f"plugging in:\n{gain.removesuffix(' than')}")
+        _bracket(axes, 1.28 * top, own - 1, f"plugging in:\n{gain.removesuffix(' than')}")
     if gap is not None:
-        _bracket(axes, 1.28 * top, 2, f"plug-in gap:\n{gap}")
-    axes.set_yticks(range(len(LADDER)), [rung.label for rung in LADDER])
+        _bracket(axes, 1.28 * top, own, f"{wording.gap}:\n{gap}")
+    axes.set_yticks(range(len(ladder)), [rung.label for rung in ladder])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.9 * top)
     axes.xaxis.set_visible(False)
@@ -151,12 +147,14 @@ def _curves(result: RunResult) -> Figure | None:
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(metric, value)))
     axes.margins(y=0.08)
-    _label_ends(axes, metric, ends)
+    _label_ends(axes, metric, ends, wording_of(result))
     canvas.title(axes, f"Round by round: {_words(metric)}")
     return figure
 
 
-def _label_ends(axes: Axes, metric: Metric, ends: Mapping[str, tuple[float, float]]) -> None:
+def _label_ends(
+    axes: Axes, metric: Metric, ends: Mapping[str, tuple[float, float]], wording: Wording
+) -> None:
     """Names every line right of the axes, moved apart where lines end close together."""
     axes.get_ylim()  # settles the limits that the transform below reads
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -165,7 +163,7 @@ def _label_ends(axes: Axes, metric: Metric, ends: Mapping[str, tuple[float, floa
     heights = canvas.spread(points[:, 1].tolist(), 0.075)
     for key, point, height in zip(keys, points.tolist(), heights, strict=True):
         axes.annotate(
-            f"{_END_LABELS[key]}  {format_score(metric, ends[key][1])}",
+            f"{wording.names[key]}  {format_score(metric, ends[key][1])}",
             point,
             xytext=(1.05, height),
             xycoords="axes fraction",
@@ -187,7 +185,8 @@ def _label_ends(axes: Axes, metric: Metric, ends: Mapping[str, tuple[float, floa
 
 
 def _traffic(result: RunResult) -> Figure | None:
-    """Bytes per round, stacked; a second panel magnifies what the emulator's spike dwarfs."""
+    """Bytes per round, stacked; a second panel magnifies what the one-time download dwarfs."""
+    wording = wording_of(result)
     rows = result.ledger.get("per_round", [])
     rounds = [row["round"] for row in rows]
     emulator = np.array([row.get("emulator_bytes", 0) for row in rows], dtype=np.float64)
@@ -200,9 +199,9 @@ def _traffic(result: RunResult) -> Figure | None:
     is_dwarfed = 0 < 4 * usual < spike
     figure, panels = canvas.blank(5.4 if is_dwarfed else 3.6, 2 if is_dwarfed else 1)
     parts = [
-        ("uplink: updates", uplink, COLOURS["federated_full"]),
-        ("downlink: adapters, control", adapters, COLOURS["plug_in"]),
-        ("downlink: emulator (once per device)", emulator, COLOURS["emulator"]),
+        (f"uplink: {wording.uplink}", uplink, COLOURS["federated_full"]),
+        (f"downlink: {wording.downlink}", adapters, COLOURS["plug_in"]),
+        (f"downlink: {wording.piece} (once per device)", emulator, COLOURS["emulator"]),
     ]
     for axes, shown in zip(panels, (parts if spike else parts[:2], parts[:2]), strict=False):
         floor = np.zeros(len(rows))
@@ -213,7 +212,7 @@ def _traffic(result: RunResult) -> Figure | None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     canvas.title(panels[0], "Bytes per round, all devices together")
     if is_dwarfed:
-        canvas.title(panels[1], "The same without the emulator")
+        canvas.title(panels[1], f"The same without the {wording.piece}")
     canvas.number_rounds(panels[-1], rounds)
     canvas.legend_below(figure, {words: colour for words, heights, colour in parts if any(heights)})
     return figure

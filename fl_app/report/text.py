@@ -5,42 +5,17 @@ Everything is oriented by the metric: "better" is up for accuracy and down for p
 
 import io
 import math
-from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fl_app.report.wording import wording_of
 from fl_app.result import Metric, RunResult
 
-
-class Rung(NamedTuple):
-    """One step of the ladder: ``key`` in ``RunResult.final``, its letter, what it is in words."""
-
-    key: str
-    letter: str
-    words: str
-
-    @property
-    def label(self) -> str:
-        """Letter and words, as printed."""
-        return f"({self.letter}) {self.words}"
-
-
-LADDER = (
-    Rung("frozen", "a", "frozen FoMo, head only"),
-    Rung("emulator", "b", "adapter on the emulator (what a device sees)"),
-    Rung("plug_in", "c", "adapter plugged into the full FoMo"),
-    Rung("federated_full", "d", "same federation, full FoMo on every device"),
-    Rung("centralised", "e", "centralised tuning"),
-)
 NOT_RUN = "not run"
-_COMPARED_WITH = {
-    "frozen": "the frozen model",
-    "emulator": "the same adapter on the emulator, which is all that a device can see",
-    "federated_full": "the same federation with the full model on every device (the plug-in gap)",
-    "centralised": "tuning in one place on the data of all devices",
-}
+_ALWAYS = ("downlink_bytes", "uplink_bytes")
+"""Totals that are printed even where nothing was sent."""
 
 
 def human_bytes(num_bytes: float) -> str:
@@ -123,28 +98,29 @@ def summary(result: RunResult) -> list[str]:
 
     Empty where the plug-in figure itself is missing.
     """
-    metric, final = result.metric, result.final
+    metric, final, words = result.metric, result.final, wording_of(result)
     if final["plug_in"] is None:
         return []
     headline = (
-        f"Plugged into the full model, the adapter reaches {metric.name} "
+        f"{words.headline} {metric.name} "
         f"{format_score(metric, final['plug_in'])} ({direction(metric)})."
     )
     comparisons = (
-        (compare(metric, final[key], final["plug_in"]), words)
-        for key, words in _COMPARED_WITH.items()
+        (compare(metric, final[key], final["plug_in"]), other)
+        for key, other in words.compared_with.items()
     )
-    return [headline, *(f"{words} {other}" for words, other in comparisons if words is not None)]
+    return [headline, *(f"{how} {other}" for how, other in comparisons if how is not None)]
 
 
 def final_table(result: RunResult) -> str:
     """Returns the table printed at the end of a run, 88 columns wide, without colour."""
     metric, final, ledger = result.metric, result.final, result.ledger
+    wording = wording_of(result)
     figures = Table(box=box.SIMPLE_HEAD, width=88, pad_edge=False, show_edge=False)
     figures.add_column(f"{metric.name} ({direction(metric)})", ratio=1)
     figures.add_column("value", justify="right")
     figures.add_column("better than (a) by", justify="right")
-    for rung in LADDER:
+    for rung in wording.ladder:
         gain = (
             ""
             if rung.key == "frozen"
@@ -157,11 +133,13 @@ def final_table(result: RunResult) -> str:
     costs.add_column(justify="right")
     for words, key in (
         ("bytes down, all devices", "downlink_bytes"),
-        ("  of these emulator (once per device)", "emulator_bytes"),
+        (f"  of these {wording.piece} (once per device)", "emulator_bytes"),
         ("  of these adapters (every round)", "adapter_downlink_bytes"),
+        ("  of these last states and gradients (every step)", "gradient_bytes"),
         ("bytes up, all devices", "uplink_bytes"),
+        ("  of these features and gradients (every step)", "feature_bytes"),
     ):
-        if key in ledger:
+        if key in _ALWAYS or ledger.get(key):
             costs.add_row(words, f"{human_bytes(ledger[key])} ({ledger[key]:,} B)")
     if uses := ledger.get("connection_uses"):
         costs.add_row("channel uses of neural connections", f"{uses:,}")

@@ -10,21 +10,34 @@ VARIANTS = ("prompt", "cut", "lora", "scalar")
 LABELS = ("private", "server")
 FEATURE_DTYPES = ("float32", "float16", "int8")
 TRANSPORTS = ("auto", "messages", "stream")
+WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104  # named to be refused
 
 
 @dataclass
 class StreamConfig:
-    """Where the server listens for strategy.transport=stream."""
+    """Where the server listens for strategy.transport=stream.
+
+    The default serves devices on the server's own machine. For others set ``host=0.0.0.0``,
+    ``advertised_host`` to the address at which they reach the server, and a ``port`` that its
+    firewall lets through.
+    """
 
     host: str = "127.0.0.1"
-    """Address the server binds; 0.0.0.0 for every interface."""
+    """Address the server binds; 0.0.0.0 or :: for every interface."""
     advertised_host: str | None = None
-    """Address devices are told to connect to; null: the same as ``host``."""
+    """Address devices are told to connect to; null: the same as ``host``, which then must not be a
+    wildcard."""
     port: int = 0
     """Port the server binds; 0: any that is free."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        require(
+            "strategy.stream.host",
+            self.host,
+            self.advertised_host is not None or self.host not in WILDCARDS,
+            "needs strategy.stream.advertised_host: no device can connect to a wildcard",
+        )
         require("strategy.stream.port", self.port, 0 <= self.port < 65536, "must be 0 to 65535")
 
 
@@ -79,7 +92,8 @@ class GradientDownloadStrategy(StrategyConfig):
     max_in_flight: int = 10
     """Devices whose graphs the server holds at once, in one pass; the rest of a step queues."""
     exchange_timeout_s: float = 120.0
-    """Seconds the server waits for an answer within a step."""
+    """Seconds the server waits for an answer within a step. The first of a round over a stream
+    includes a Flower message, which starts a process on a real device: 10 to 30 s."""
     transport: str = "auto"
     """messages (Flower's), stream (one connection a round), or auto: messages in simulation, stream
     on real devices, where every Flower message costs seconds."""

@@ -59,6 +59,8 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
         "downlink_bytes": total(link="downlink"),
         "emulator_bytes": total(what="emulator"),
         "adapter_downlink_bytes": total(link="downlink", what="adapter"),
+        "gradient_bytes": total(what="states") + total(what="gradient"),
+        "feature_bytes": total(what="features") + total(what="slopes"),
         "control_bytes": total(what="control"),
         **_SILENT,
         "per_round": [
@@ -157,7 +159,7 @@ def test_numpy_integers_are_booked_as_plain_ones() -> None:
         ({"link": "sideways"}, "link='sideways' is unknown; choose one of downlink, uplink"),
         ({"what": "gossip"}, "what='gossip' does not travel on the downlink"),
         ({"what": "update"}, "what='update' does not travel on the downlink"),
-        ({"link": "uplink", "what": "emulator"}, "choose one of update, control"),
+        ({"link": "uplink", "what": "emulator"}, "choose one of update, features, slopes, control"),
     ],
 )
 def test_a_wrong_booking_is_refused_and_leaves_no_trace(change: dict[str, Any], field: str) -> None:

@@ -151,5 +151,25 @@ def test_threaded_nodes_work_side_by_side_and_answer_when_they_are_done() -> Non
     assert set(threading.enumerate()) <= threads
 
 
+def test_threaded_nodes_are_waited_for_until_the_deadline() -> None:
+    late = threading.Event()
+    slow = ClientApp()
+
+    @slow.query("echo")
+    def wait(message: Message, context: Context) -> Message:
+        if message.content.config_records["in"]["text"] == "late":
+            late.wait(30.0)
+        time.sleep(0.05)  # longer than handing the messages over takes
+        return echo(message, context)
+
+    with ThreadedGrid(slow, num_nodes=3, run_config={"key": "value"}) as grid:
+        nodes = list(grid.get_node_ids())
+        asked = [_message(node, "soon") for node in nodes]
+        assert len(list(grid.send_and_receive(asked))) == 3
+        asked = [_message(nodes[0], "late"), _message(nodes[1], "soon")]
+        assert len(list(grid.send_and_receive(asked, timeout=1.0))) == 1
+        late.set()
+
+
 def _text(reply: Message) -> str:
     return str(reply.content.config_records["out"]["text"])

@@ -50,9 +50,10 @@ def test_a_strange_opening_is_refused(change: dict[str, Any], reason: str) -> No
 
 def test_a_start_comes_back() -> None:
     batches = [{"hidden0.values": np.full((2, 1), i, np.float32)} for i in range(12)]
-    start = Start(np.arange(12, dtype=np.int32), "cd", batches, np.arange(5))
+    start = Start(np.arange(12, dtype=np.int32), "cd", batches, np.arange(5), 0.25)
     found = scalar_wire.read_start(_sent(start.to_payload()), num_seeds=12, adapter="cd")
     assert np.array_equal(found.seeds, start.seeds)
+    assert found.error == 0.25
     assert found.targets is not None
     assert found.targets.tolist() == [0, 1, 2, 3, 4]
     # twelve steps: "1|" must not take what is of "11|"
@@ -74,9 +75,9 @@ def test_sides_come_back_as_they_are() -> None:
 
 
 def test_a_slope_comes_back_exactly() -> None:
-    assert scalar_wire.read_slope(_sent(scalar_wire.slope(4, 0.1)), 4) == 0.1
-    assert _reason(scalar_wire.read_slope, scalar_wire.slope(4, 0.1), 5) == "wrong-step"
-    assert _reason(scalar_wire.read_slope, Payload("slope", 4, {"slope": 1}), 4) == "missing"
+    assert scalar_wire.read_slope(_sent(scalar_wire.slope(4, 0.1))) == 0.1
+    assert _reason(scalar_wire.read_slope, scalar_wire.close([0.1], None)) == "wrong-kind"
+    assert _reason(scalar_wire.read_slope, Payload("slope", 4, {"slope": 1})) == "missing"
 
 
 @pytest.mark.parametrize("loss", [None, 1.25])

@@ -1,6 +1,7 @@
 """Devices that fail in a federation by scalars are booked, and the others go on without them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from clients.cache import BlobCache
 from fl_app.errors import ConfigError
 from fl_app.features_wire import UPDATE
 from fl_app.job import adapter_sha256
+from fl_app.payload import Payload
 from fl_app.scalar_wire import SEEDS, SIDES, SLOPE
 from tests.federation_fixtures import NUM_DEVICES, Player, player, tiny_federation
 from tests.scalar_fixtures import LABELS, Spoil, Tuned, arrays, scalars, tune
@@ -23,6 +25,10 @@ _SERVER = "strategy.labels=server"
 
 def _raises(_payload: Any) -> None:
     return None
+
+
+def _later(payload: Payload) -> Payload:
+    return replace(payload, step=payload.step + 1)
 
 
 def _seeds(change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> Spoil:
@@ -46,6 +52,9 @@ FAULTS: dict[str, tuple[str, str, Spoil, str]] = {
     "seeds of another type": (_SERVER, SEEDS, _seeds(lambda s: s.astype(np.int64)), "wrong-dtype"),
     "no seeds": (_SERVER, SEEDS, arrays(lambda _found: {}), "missing"),
     "another adapter": (_SERVER, SEEDS, scalars(adapter="0" * 64), "wrong-adapter"),
+    "another step": ("strategy.labels=private", SLOPE, _later, "wrong-step"),
+    "ends at another step": (_SERVER, UPDATE, _later, "wrong-step"),
+    "more steps than asked": (_SERVER, SEEDS, _seeds(lambda s: np.tile(s, 2)), "wrong-step"),
     "raises at the end": (_SERVER, UPDATE, _raises, "error"),
     "no examples": (_SERVER, UPDATE, scalars(**{"num-examples": 0}), "bad-weight"),
     "NaN loss": (_SERVER, UPDATE, scalars(loss=float("nan")), "not-finite"),
@@ -147,14 +156,20 @@ def test_room_is_made_by_devices_that_are_not_in_the_round(player: Player) -> No
     assert len(order) - len(set(order)) > kinds.count(SEEDS)  # some came back and sent again
 
 
-def test_a_lost_part_is_sent_again(player: Player, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device finds its part gone when round 2 opens; its features stay at the server."""
+@pytest.mark.parametrize("look", [2, 3])
+def test_a_lost_part_is_sent_again(
+    player: Player, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """A device finds its part gone in round 2; its features stay at the server.
+
+    The first look of a process reads the part whole, those after only see whether it is there: the
+    first of these ends round 1, the second opens round 2, the third ends it.
+    """
     get, has = BlobCache.get, BlobCache.has
     looks = {"of the bad device": 0}
 
     def is_gone(device: int) -> bool:
-        # it looks when a round opens and when it closes, so round 2 opens with the third look
-        return device == _BAD and looks["of the bad device"] == 3
+        return device == _BAD and looks["of the bad device"] == look
 
     def has_it(cache: BlobCache, device: int, name: str) -> bool:
         looks["of the bad device"] += device == _BAD

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from fl_app.fomo.trunk import Trunk
 from fl_app.scalar_wire import Start
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.feature_reader import FeatureReader
+from strategies.label_rule import LabelRule
 from strategies.scalar_server import ScalarServer
-from tests.fixtures_models import CASES, DEPTH, TinyModels, tiny_examples
+from tests.fixtures_models import CASES, DEPTH, LABELS, TinyModels, tiny_examples
 
 _SPEC = LoraSpec(rank=2, alpha=4.0, targets=(), train_a=True)
 _TUNED = (0, DEPTH - 1)
@@ -37,6 +40,7 @@ class Cut:
         whole = copy.deepcopy(model)
         self.part: DevicePart = build_device_part(model, task, 0)
         rest = build_trunk_part(model, task, 0)
+        num_classes = model.config.vocab_size if task == "causal_lm" else len(LABELS)
         lora: dict[str, Any] = {"tuned_blocks": _TUNED, "spec": _SPEC, "seed": 0}
         self.central = Adapter(whole, blocks=range(DEPTH), heads=self.heads, **lora)
         tuned = Adapter(
@@ -52,8 +56,13 @@ class Cut:
         self.trunk = Trunk(rest, tuned.parameters)
         self.server = ScalarServer(
             self.trunk,
-            wire=FeatureWire("float32"),
-            num_stacks=self.part.num_stacks,
+            reader=FeatureReader(
+                self.trunk,
+                wire=FeatureWire("float32"),
+                num_stacks=self.part.num_stacks,
+                num_prompt=0,
+                labels=LabelRule(num_classes=num_classes, per_token=task == "causal_lm"),
+            ),
             head=self.head,
             head_parameters=own,
             task=self.task,
@@ -77,7 +86,7 @@ class Cut:
         features = Front(self.part, self.head).features(batch, self.task.loss)
         arrays = FeatureWire("float32").features(features, generator(0, "none"))
         labels = {"labels": batch["labels"].numpy()}
-        return Start(np.zeros(1, np.int32), "", [arrays | labels], np.zeros(0, np.int64))
+        return Start(np.zeros(1, np.int32), "", [arrays | labels], np.zeros(0, np.int64), 0.0)
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
@@ -130,6 +139,15 @@ def test_starting_values_follow_from_shapes_and_seed(tiny: TinyModels, train_a: 
         (lambda arrays: arrays.pop("mask0"), "missing"),
         (lambda arrays: arrays["hidden0.values"].fill(np.nan), "not-finite"),
         (lambda arrays: arrays.update({"mask0": np.ones((1, 1), np.bool_)}), "wrong-shape"),
+        (
+            lambda arrays: arrays.update({"prompt.values": np.ones((2, 8), np.float32)}),
+            "wrong-shape",
+        ),
+        (lambda arrays: arrays.update({"own|x": np.ones(1, np.float32)}), "missing"),
+        (lambda arrays: arrays.update({"labels": np.array([0, 3])}), "bad-labels"),
+        (lambda arrays: arrays.update({"labels": np.array([0, -1])}), "bad-labels"),
+        (lambda arrays: arrays.update({"labels": np.array([0])}), "wrong-shape"),
+        (lambda arrays: arrays.update({"labels": np.array([0.0, 1.0])}), "wrong-dtype"),
     ],
 )
 def test_unfit_features_are_refused(tiny: TinyModels, spoil: Any, reason: str) -> None:
@@ -141,12 +159,21 @@ def test_unfit_features_are_refused(tiny: TinyModels, spoil: Any, reason: str) -
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("labels", [[0, 3], [0, -1], [0]])
-def test_labels_that_do_not_fit_are_refused(tiny: TinyModels, labels: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"targets": np.array([0, 3])}, "bad-labels"),
+        ({"targets": None}, "missing"),
+        ({"error": None}, "missing"),
+        ({"error": -0.5}, "missing"),
+        ({"error": float("nan")}, "missing"),
+    ],
+)
+def test_what_comes_beside_features_is_checked(
+    tiny: TinyModels, change: dict[str, Any], reason: str
+) -> None:
     cut = Cut(tiny, "bert", "sequence_classification")
-    start = cut.start(next(cut.batches()))
-    start.batches[0]["labels"] = np.array(labels)
-    arrived = cut.server.read(start, with_labels=True)
-    (output,) = cut.server.outputs(arrived, [cut.adapter(0)])
-    with pytest.raises(WireError, match="labels do not fit"):
-        cut.server.loss(arrived[0], output)
+    start = replace(cut.start(next(cut.batches())), **change)
+    with pytest.raises(WireError) as caught:
+        cut.server.read(start, with_labels=True)
+    assert caught.value.reason == reason
