@@ -84,6 +84,11 @@ class Trunk:
         """Canonical names of the tunable weights inside."""
         return set(self._parameters)
 
+    @property
+    def width(self) -> int:
+        """d of the states that enter and leave."""
+        return int(self._model.config.hidden_size)
+
     def forward(
         self,
         features: Sequence[Features],
@@ -142,8 +147,7 @@ class Trunk:
         Raises:
             ModelError: they do not fit each other or the model.
         """
-        width = int(self._model.config.hidden_size)
-        _require_fit(features, len(first_blocks(self._model)), width)
+        _require_fit(features, len(first_blocks(self._model)), self.width)
 
     def backward(
         self, held: Held, gradients: Sequence[torch.Tensor | None]
