@@ -1,8 +1,9 @@
-"""Server seconds of a step, devices in one pass against one by one: ``python -m scripts.bench_gradient``.
+"""Server seconds of a step, all devices at once or one by one: ``python -m scripts.bench_gradient``.
 
-A pass is forward and backward of the trunk on the features of devices whose texts differ in length,
+A step is forward and backward of the trunk on the features of devices whose texts differ in length,
 as a round makes it. Both ways alternate in one process, with one thread and with torch's default.
-Peak memory against ``strategy.max_in_flight`` is measured in a fresh process each.
+Peak memory against ``strategy.max_in_flight`` is measured in a fresh process each. CPU seconds, of
+all threads, are printed too: on a busy machine they say more than the clock.
 """
 
 import argparse
@@ -118,15 +119,19 @@ def bench_step(load: Load, repeats: int, num_threads: Sequence[int]) -> dict[str
     try:
         for threads in dict.fromkeys(num_threads):
             torch.set_num_threads(threads)
-            times: dict[str, list[float]] = {name: [] for name in ways}
+            clock: dict[str, list[float]] = {name: [] for name in ways}
+            cpu: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(repeats + 1):  # the first step of each warms up
                 for name, in_flight in ways.items():
-                    start = time.perf_counter()
+                    start, begun = time.perf_counter(), time.process_time()
                     run_step(trunk, features, want, in_flight)
-                    times[name].append(time.perf_counter() - start)
-            medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-            figures |= {f"{name}_s_threads{threads}": value for name, value in medians.items()}
-            figures[f"ratio_threads{threads}"] = medians["one_by_one"] / medians["batched"]
+                    clock[name].append(time.perf_counter() - start)
+                    cpu[name].append(time.process_time() - begun)
+            for suffix, times in (("", clock), ("_cpu", cpu)):
+                medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+                figures |= {f"{n}{suffix}_s_threads{threads}": s for n, s in medians.items()}
+                ratio = medians["one_by_one"] / medians["batched"]
+                figures[f"ratio{suffix}_threads{threads}"] = ratio
     finally:
         torch.set_num_threads(before)
     return figures
