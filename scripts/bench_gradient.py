@@ -1,4 +1,4 @@
-"""Server seconds of a step, all devices at once or one by one: ``python -m scripts.bench_gradient``.
+"""Server seconds of a step, devices at once or one by one: ``python -m scripts.bench_gradient``.
 
 A step is forward and backward of the trunk on the features of devices whose texts differ in length,
 as a round makes it. Both ways alternate in one process, with one thread and with torch's default.
