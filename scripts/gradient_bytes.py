@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fl_app.config import load_config
-from fl_app.errors import ConfigError, DeftError
-from fl_app.result import RunResult, read_result
+from fl_app.errors import ConfigError
 from scripts.bytes_curves import Row, draw, row_of, save, show, summarise
-from scripts.simulate import simulate
+from scripts.runs import finished, made
 from strategies.build import require_fit
 
 EXPERIMENTS = {
@@ -65,22 +64,6 @@ def refusal(words: Sequence[str]) -> str | None:
     return None
 
 
-def finished(folder: Path, words: Sequence[str]) -> RunResult | None:
-    """Returns the result of a run of these overrides that ended well; others are made again."""
-    try:
-        result = read_result(folder)
-        first = (folder / "config.yaml").read_text(encoding="utf-8").splitlines()[0]
-    except (DeftError, OSError):
-        return None
-    same = first == f"# overrides: {overrides_of(words, folder)}"
-    return result if same and result.verdict == "ok" else None
-
-
-def overrides_of(words: Sequence[str], folder: Path) -> str:
-    """Returns the override string of a run into this folder."""
-    return shlex.join([*words, f"output.dir={folder}"])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is missing and reports on everything; returns 1 where a run failed, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -120,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if reason := refusal(words):
                     left_out[name] = reason
                     console.print(f"skipped {name}: {reason}")
-                elif (result := finished(folder, words) or _made(words, folder)) is not None:
+                elif (result := finished(folder, words) or made(words, folder)) is not None:
                     rows.append(row_of(name, result))
                     save(rows, left_out, options.out / "gradient_bytes.json")
                 else:
@@ -132,12 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
         draw(summary, rows[0]["metric"], options.out / "gradient_bytes.png")
         show(summary, rows[0]["metric"])
     return int(any(reason.startswith("failed") for reason in left_out.values()))
-
-
-def _made(words: Sequence[str], folder: Path) -> RunResult | None:
-    """Makes one run; returns its result, None where it failed."""
-    simulate(overrides_of(words, folder))
-    return finished(folder, words)
 
 
 if __name__ == "__main__":

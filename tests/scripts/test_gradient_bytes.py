@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fl_app.result import Metric, RoundRecord, RunResult, failed_result
-from scripts import gradient_bytes
+from scripts import gradient_bytes, runs
 from scripts.bytes_curves import points_of, summarise
 from tests.federation_fixtures import TinyFederation, tiny_federation
 
@@ -40,7 +40,7 @@ def test_runs_are_made_once_and_reported(
     assert "total, MB" in capsys.readouterr().out
 
     made: list[str] = []
-    monkeypatch.setattr(gradient_bytes, "simulate", made.append)
+    monkeypatch.setattr(runs, "simulate", lambda overrides, _grid_of: made.append(overrides))
     assert gradient_bytes.main(line) == 0
     assert made == []  # nothing is made twice ...
     assert json.loads((tmp_path / "gradient_bytes.json").read_text()) == content
@@ -52,7 +52,7 @@ def test_runs_are_made_once_and_reported(
 def test_what_the_configuration_refuses_is_skipped_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gradient_bytes, "simulate", lambda _overrides: pytest.fail("it ran"))
+    monkeypatch.setattr(runs, "simulate", lambda *_call: pytest.fail("it ran"))
     line = ["--runs", "cut", "--assets", "/none", "--out", str(tmp_path), "--overrides"]
     assert gradient_bytes.main([*line, "strategy.shared_gradient=true"]) == 0
     content = json.loads((tmp_path / "gradient_bytes.json").read_text())
