@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import torch
 from flwr.app import Message
 
@@ -32,8 +33,9 @@ from fl_app.features_wire import (
     read_begin,
 )
 from fl_app.finetune import local_batches
+from fl_app.fomo.feature_noise import noised
 from fl_app.payload import Payload, Scalar, read_payload
-from fl_app.schema import Config, GradientDownloadStrategy
+from fl_app.schema import Config, GradientDownloadStrategy, SimulationFederation
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
 from fl_app.tasks import Batch
@@ -122,6 +124,14 @@ class GradientWorker:
         batch, loss = self._batch(session, state), session.loss_of(state.device)
         session.write(state.now)
         features = session.front.features(batch, loss, session.prompt)
+        privacy = self._strategy.privacy
+        if privacy.noise_multiplier > 0:
+            features = noised(
+                features,
+                clip_norm=privacy.clip_norm,
+                noise_multiplier=privacy.noise_multiplier,
+                rng=self._secret(state),
+            )
         rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
         at_server = session.trunk_names(state.now)
@@ -202,6 +212,15 @@ class GradientWorker:
     def _tuned(self, state: LocalState) -> set[str]:
         how = aggregation_of(self._config.peft)
         return {name for name in state.now if travels(name, how, state.round)}
+
+    def _secret(self, state: LocalState) -> np.random.Generator:
+        """Returns the source of noise: repeatable in simulation, nobody's guess on real devices."""
+        match self._config.federation:
+            case SimulationFederation():
+                place = state.round, state.device, state.step
+                return generator(self._config.seed, "feature-noise", *place)
+            case _:
+                return np.random.default_rng()
 
     def _plan(self, session: DeviceSession, state: LocalState) -> list[list[int]]:
         """Returns the rows of every local step of the round, as emulator download draws them."""

@@ -158,7 +158,7 @@ class FederatedDeft(Strategy):
             reply for reply, is_heard in zip(accepted, received.is_heard, strict=True) if is_heard
         ]
         if not accepted:
-            book.metrics = dict(received.report)
+            book.metrics |= received.report
             return self._keep(server_round, "nobody was heard")
         rows = [
             self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
@@ -178,7 +178,7 @@ class FederatedDeft(Strategy):
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]
-        book.metrics = {
+        book.metrics |= {
             "train_loss": float(losses @ shares / shares.sum()),
             **received.report,
         }

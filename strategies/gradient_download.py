@@ -1,6 +1,7 @@
 """Federated DEFT by gradient download: the FoMo stays at the server."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from fl_app.errors import WireError
 from fl_app.features_wire import Begin
 from fl_app.fomo.package import content_hash
 from fl_app.payload import Payload
+from fl_app.privacy import features_epsilon
 from strategies.base import FederatedDeft
 from strategies.feature_server import FeatureServer
 from strategies.gradient_round import GradientPlan, GradientRound
@@ -44,6 +46,7 @@ class GradientDownload(FederatedDeft):
         super().__init__(**collaborators)
         self._front, self._hash = front, content_hash(front)
         self._server, self._plan, self._transport = server, plan, transport
+        self._releases: Counter[int] = Counter()
 
     @property
     def model_hash(self) -> str:
@@ -85,6 +88,7 @@ class GradientDownload(FederatedDeft):
             except WireError as error:
                 self._drop(device, error, book)
         ready = [d for d in self._orders if self._roster.holds(d, self._hash)]
+        self._account(ready, book)
         number = next(iter(self._orders.values())).round
         with self._transport.open(self._grid, number) as exchange:
             steps = GradientRound(
@@ -105,6 +109,15 @@ class GradientDownload(FederatedDeft):
     def close(self) -> None:
         """Closes the transport."""
         self._transport.close()
+
+    def _account(self, devices: Iterable[int], book: RoundLog) -> None:
+        """Books what features have told so far of the example that was sent most often."""
+        if self._plan.noise_multiplier == 0:
+            return
+        for device in devices:
+            self._releases[device] += self._plan.releases
+        most = max(self._releases.values(), default=0)
+        book.metrics["features_epsilon"] = features_epsilon(self._plan.noise_multiplier, most)
 
     def _begin(self, device: int) -> Payload:
         order = self._orders[device]

@@ -45,12 +45,16 @@ class GradientPlan:
         shared: everybody gets the mean gradient, weighted by examples in the batch.
         max_in_flight: devices in one pass, >= 1.
         timeout_s: seconds for one exchange.
+        noise_multiplier: of the noise devices put on features; 0 without.
+        releases: how often a round sends one example's features at most, >= 1.
     """
 
     labels_at_server: bool
     shared: bool
     max_in_flight: int
     timeout_s: float
+    noise_multiplier: float = 0.0
+    releases: int = 1
 
 
 class GradientRound:
