@@ -8,7 +8,11 @@ DELTA = 1e-5
 """Of every epsilon reported."""
 SENSITIVITY = 2.0
 """Of one example's features, in clipping norms: any two clipped rows are that close."""
-_ORDERS = [1 + i / 20 for i in range(1, 200)] + [float(2**i) for i in range(4, 17)]
+_ORDERS = [
+    *(1 + 2.0**-i for i in range(30, 4, -1)),
+    *(1 + i / 20 for i in range(1, 200)),
+    *(2.0**i for i in range(4, 17)),
+]
 """Renyi orders the best of which is taken; wide, so that the best is never at an end."""
 
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from fl_app.errors import ConfigError
 from fl_app.privacy import DELTA, features_epsilon, require_accountant
 
-CASES = [(z, releases) for z in (0.5, 2.0, 8.0, 50.0) for releases in (1, 5, 60)]
+CASES = [(z, releases) for z in (0.1, 0.5, 2.0, 8.0, 50.0) for releases in (1, 5, 60)]
 
 
 def exact_epsilon(sensitivity_over_deviation: float, delta: float) -> float:
