@@ -51,9 +51,9 @@ class PrivacyConfig:
     noise_multiplier: float = 0.0
     """Deviation of the noise over ``clip_norm``, >= 0; 0: neither noise nor clipping."""
     clip_norm: float = 50.0
-    """Longest l2 norm of one example's features, all its tokens together, > 0. Far below their usual
-    norm (MiniLM-L6's embeddings of 24 sentences of SST-2: 29 to 69) it distorts what the server
-    computes."""
+    """Longest l2 norm of one example's features, all its tokens together, > 0. Far below their
+    usual norm (MiniLM-L6's embeddings of 24 sentences of SST-2: 29 to 69) it distorts what the
+    server computes."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
