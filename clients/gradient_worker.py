@@ -6,6 +6,7 @@ again when its gradient arrives, so no graph waits for an answer.
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from clients.device_session import DeviceSession
@@ -26,7 +27,9 @@ from fl_app.features_wire import (
     parameters_out,
     read_begin,
 )
+from fl_app.fomo.feature_noise import noised
 from fl_app.payload import Payload, Scalar
+from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
 from fl_app.tasks import Batch
@@ -74,6 +77,14 @@ class GradientWorker(PartWorker):
         batch, loss = self._batch(session, state), session.loss_of(state.device)
         session.write(state.now)
         features = session.front.features(batch, loss, session.prompt)
+        privacy = self._strategy.privacy
+        if privacy.noise_multiplier > 0:
+            features = noised(
+                features,
+                clip_norm=privacy.clip_norm,
+                noise_multiplier=privacy.noise_multiplier,
+                rng=self._secret(state),
+            )
         rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
         error = self._wire.error(features, arrays)
@@ -155,6 +166,15 @@ class GradientWorker(PartWorker):
     def _tuned(self, state: LocalState) -> set[str]:
         how = aggregation_of(self._config.peft)
         return {name for name in state.now if travels(name, how, state.round)}
+
+    def _secret(self, state: LocalState) -> np.random.Generator:
+        """Returns the source of noise: repeatable in simulation, nobody's guess on real devices."""
+        match self._config.federation:
+            case SimulationFederation():
+                place = state.round, state.device, state.step
+                return generator(self._config.seed, "feature-noise", *place)
+            case _:
+                return np.random.default_rng()
 
     def _plan(self, session: DeviceSession, state: LocalState) -> list[list[int]]:
         return self._rows(session, state.device, state.round)

@@ -124,12 +124,13 @@ def _load(overrides: str) -> schema.Config:
 def implied(words: Sequence[str]) -> list[str]:
     """Returns the group choices that follow from others; a choice among ``words`` overrules them.
 
-    Gradient download tunes a soft prompt unless another variant is asked for.
+    Gradient download tunes a soft prompt unless another variant is asked for, and then LoRA; an
+    experiment that chose the strategy itself also chose what goes with it.
     """
-    if "strategy=gradient_download" not in words:
-        return []
     named = [w.partition("=")[2] for w in words if w.startswith("strategy.variant=")]
-    return ["peft=prompt"] if not named or named[-1] == "prompt" else []
+    if not named:
+        return ["peft=prompt"] if "strategy=gradient_download" in words else []
+    return ["peft=prompt" if named[-1] == "prompt" else "peft=lora"]
 
 
 def opened(word: str) -> str:

@@ -7,7 +7,7 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fl_app.client_app import app
@@ -18,14 +18,19 @@ from fl_app.main_job import run_main_job
 from fl_app.server_app import start_logging
 
 
-def simulate(overrides: str) -> int:
-    """Runs one job on the in-process grid; returns the number of failed runs, 0 or 1."""
+def simulate(overrides: str, grid_of: Callable[..., LocalGrid] = LocalGrid) -> int:
+    """Runs one job on the in-process grid; returns the number of failed runs, 0 or 1.
+
+    Args:
+        overrides: Hydra overrides in one string.
+        grid_of: makes the grid from what ``LocalGrid`` takes.
+    """
     start_logging()
     try:
         num_nodes = load_config(overrides).federation.num_devices
     except DeftError:
         num_nodes = 1  # the job itself reports what is wrong with the configuration
-    with LocalGrid(app, num_nodes=num_nodes, run_config={"overrides": overrides}) as grid:
+    with grid_of(app, num_nodes=num_nodes, run_config={"overrides": overrides}) as grid:
         try:
             run_main_job(grid, overrides)
         except DeftError:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fl_app.errors import ConfigError, RunError
 from fl_app.ledger import Ledger
+from fl_app.privacy import require_accountant
 from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
@@ -199,6 +200,8 @@ def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None
             raise ConfigError("strategy.variant=prompt tunes a soft prompt; set peft=prompt")
         case _:
             raise ConfigError(f"strategy.variant={strategy.variant} tunes LoRA; set peft=lora")
+    if strategy.privacy.noise_multiplier > 0:
+        require_accountant()
     if strategy.shared_gradient and strategy.variant in ("cut", "scalar"):
         raise ConfigError(
             "strategy.shared_gradient=true needs gradients of shared parameters, and there are "
@@ -292,6 +295,11 @@ def build_strategy(
                     max_in_flight=strategy.max_in_flight,
                     timeout_s=strategy.exchange_timeout_s,
                     max_steps=config.finetune.max_steps,
+                    noise_multiplier=strategy.privacy.noise_multiplier,
+                    # an epoch has every example once
+                    releases=min(
+                        config.finetune.epochs, config.finetune.max_steps or config.finetune.epochs
+                    ),
                 ),
                 transport=build_transport(config, strategy, roster),
                 **common,

@@ -1,10 +1,12 @@
 """Federated DEFT by gradient download: features up, gradients down."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fl_app.features_wire import Begin
 from fl_app.payload import Payload
+from fl_app.privacy import features_epsilon
 from strategies.exchange import Exchange
 from strategies.feature_server import FeatureServer
 from strategies.gradient_round import GradientPlan, GradientRound
@@ -24,11 +26,13 @@ class GradientDownload(PartDownload):
     def __init__(self, *, server: FeatureServer, plan: GradientPlan, **collaborators: Any) -> None:
         super().__init__(**collaborators)
         self._server, self._plan = server, plan
+        self._releases: Counter[int] = Counter()
 
     def converse(
         self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
     ) -> dict[int, Finished]:
         """Makes local steps in lockstep; see ``PartDownload.converse``."""
+        self._account(devices, book)
         steps = GradientRound(
             self._server, exchange, self._plan, number=number, log=book, book=self._book_bytes
         )
@@ -37,6 +41,15 @@ class GradientDownload(PartDownload):
             device: Finished(dict(payload.arrays), payload.scalars)
             for device, payload in updates.items()
         }
+
+    def _account(self, devices: Iterable[int], book: RoundLog) -> None:
+        """Books what features have told so far of the example that was sent most often."""
+        if self._plan.noise_multiplier == 0:
+            return
+        for device in devices:
+            self._releases[device] += self._plan.releases
+        most = max(self._releases.values(), default=0)
+        book.metrics["features_epsilon"] = features_epsilon(self._plan.noise_multiplier, most)
 
     def _begin(self, device: int) -> Payload:
         order = self._orders[device]

@@ -43,6 +43,8 @@ class GradientPlan:
         max_in_flight: devices in one pass, >= 1.
         timeout_s: seconds for one exchange.
         max_steps: the most local steps a device may make; None for no limit.
+        noise_multiplier: of the noise devices put on features; 0 without.
+        releases: how often a round sends one example's features at most, >= 1.
     """
 
     labels_at_server: bool
@@ -50,6 +52,8 @@ class GradientPlan:
     max_in_flight: int
     timeout_s: float
     max_steps: int | None = None
+    noise_multiplier: float = 0.0
+    releases: int = 1
 
 
 class GradientRound:

@@ -1,4 +1,4 @@
-"""The trunk: the server's blocks, one forward and one backward pass for many devices."""
+"""The trunk: the server's blocks, forward and backward for many devices at once."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +13,7 @@ from fl_app.errors import ModelError
 from fl_app.fomo.backbone import num_positions
 from fl_app.fomo.features import FeatureGradient, Features
 from fl_app.fomo.parts import TrunkPart, first_blocks, last_blocks
+from fl_app.fomo.passes import grouped
 from fl_app.fomo.rowwise import Weights, linear_maps, own_weights
 from fl_app.fomo.taps import entering, reach, stop_behind
 
@@ -86,6 +87,11 @@ class Trunk:
         """Shapes of the tunable weights inside, by canonical name."""
         return {name: tuple(value.shape) for name, value in self._parameters.items()}
 
+    @property
+    def width(self) -> int:
+        """Width d of the states that enter and leave."""
+        return int(self._model.config.hidden_size)
+
     def forward(
         self,
         features: Sequence[Features],
@@ -93,10 +99,10 @@ class Trunk:
         want: Collection[str] = ("prompt",),
         parameters: Sequence[Weights] | None = None,
     ) -> Held:
-        """Computes every device's last states in one pass.
+        """Computes every device's last states.
 
-        Devices are stacked along the rows, padded on the right to the longest and masked; no
-        device's states depend on who else is there.
+        Devices of like length (``fl_app.fomo.passes``) share a pass: stacked along the rows, padded
+        on the right to the longest and masked; no device's states depend on who else is there.
 
         Args:
             features: at least one; batch sizes, lengths and numbers of prompt tokens may differ.
@@ -111,12 +117,23 @@ class Trunk:
             raise ModelError(f"want={sorted(strange)}; choose among {list(WANTED)}")
         if parameters is None:
             parameters = [self._parameters] * len(features)
-        blocks = first_blocks(self._model)
         for one in features:
             self.require_fit(one)
         if any(set(own) != set(self._parameters) for own in parameters):
             raise ModelError("a device's parameters are not those the trunk tunes")
         leaves = [_leaves(one, own, want) for one, own in zip(features, parameters, strict=True)]
+        states: dict[int, torch.Tensor] = {}
+        for group in grouped(
+            [len(one.readout) for one in features],
+            [sum(mask.shape[1] for mask in one.masks) + one.num_prompt for one in features],
+        ):
+            read = self._read([features[i] for i in group], [leaves[i] for i in group])
+            states |= dict(zip(group, read, strict=True))
+        return Held([states[i] for i in range(len(features))], leaves)
+
+    def _read(self, features: Sequence[Features], leaves: Sequence[_Leaves]) -> list[torch.Tensor]:
+        """Runs one pass; returns the read states of each device."""
+        blocks = first_blocks(self._model)
         prompts = [leaf.prompt for leaf in leaves]
         states = [
             _stacked([leaf.hidden[i] for leaf in leaves], prompts if i == 0 else None)
@@ -132,11 +149,10 @@ class Trunk:
                 own = [leaf.parameters for leaf in leaves]
                 context.enter_context(own_weights(self._maps, own, num_rows))
             last = reach(self._model.base_model, **self._inputs(masks))
-            read = [
+            return [
                 rows[:, : one.readout.shape[1]][one.readout]
                 for rows, one in zip(torch.split(last, num_rows), features, strict=True)
             ]
-        return Held(read, leaves)
 
     def require_fit(self, features: Features) -> None:
         """Checks shapes, so that a strange message fails alone and early.
@@ -144,8 +160,7 @@ class Trunk:
         Raises:
             ModelError: they do not fit each other or the model.
         """
-        width = int(self._model.config.hidden_size)
-        _require_fit(features, len(first_blocks(self._model)), width)
+        _require_fit(features, len(first_blocks(self._model)), self.width)
         given = features.num_prompt + features.masks[0].shape[1]
         fewest, most = self._lengths()
         if len(features.readout) < 1 or not fewest <= given <= most:

@@ -30,7 +30,12 @@ from fl_app.schema.device import (
     PromptConfig,
     SimulationFederation,
 )
-from fl_app.schema.gradient import GradientDownloadStrategy, ScalarConfig, StreamConfig
+from fl_app.schema.gradient import (
+    GradientDownloadStrategy,
+    PrivacyConfig,
+    ScalarConfig,
+    StreamConfig,
+)
 from fl_app.schema.model import (
     HeadConfig,
     HubModel,
@@ -80,6 +85,7 @@ __all__ = [
     "OutputConfig",
     "PartitionConfig",
     "PeftConfig",
+    "PrivacyConfig",
     "PromptConfig",
     "PromptTuningConfig",
     "RadioChannel",

@@ -11,6 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from fl_app.schema.checks import MISSING
 from fl_app.settings import adapter_spec, columns_of
 from fl_app.variants import REFERENCES, as_reference
 from strategies.build import build_strategy
+from strategies.feature_server import FeatureServer
 from strategies.roster import Roster
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -41,8 +43,14 @@ def _required(group: str, name: str) -> list[str]:
 def _check_builds(config: schema.Config) -> None:
     """Everything that is made of a configuration without loading model or data."""
     strategy = build_strategy(
-        config, roster=Roster({0: 1}), ledger=Ledger(), layout_hash="", emulator=b""
+        config,
+        roster=Roster({0: 1}),
+        ledger=Ledger(),
+        layout_hash="",
+        blob=b"",
+        server=Mock(spec=FeatureServer),
     )
+    strategy.close()
     assert strategy.model_hash
     assert (adapter_spec(config.peft) is None) == isinstance(config.peft, schema.HeadConfig)
     assert columns_of(config.data).text == config.data.text_column
@@ -94,8 +102,20 @@ def test_every_experiment_composes_and_builds(name: str, monkeypatch: pytest.Mon
     paths = [getattr(part, "path", None) for part in (config.model, config.data)]
     assert all(path is None or path.startswith("/some/where/") for path in paths)
     # overrides beat the experiment
-    changed = load_config(f"experiment={name} assets=/x strategy.num_rounds=77 peft.rank=3")
+    changed = load_config(f"experiment={name} assets=/x strategy.num_rounds=77 finetune.epochs=3")
     assert changed.strategy.num_rounds == 77
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_gradient")])
+def test_a_variant_takes_its_layout_along(name: str) -> None:
+    lead = f"experiment={name} assets=/x"
+    assert isinstance(load_config(lead).peft, schema.PromptTuningConfig)
+    for variant in ("cut", "lora"):
+        config = load_config(f"{lead} strategy.variant={variant} peft.rank=3")
+        assert config.peft == schema.LoraConfig(rank=3)
+        _check_builds(config)
+    named = load_config(f"{lead} strategy.variant=lora strategy.variant=prompt")
+    assert isinstance(named.peft, schema.PromptTuningConfig)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
