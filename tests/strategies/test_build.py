@@ -21,7 +21,8 @@ def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
         roster=Roster({device: 2**63 + device for device in range(num_devices)}),
         ledger=Ledger(),
         layout_hash="0" * 64,
-        emulator=b"emulator",
+        blob=b"emulator",
+        server=None,
     )
 
 
