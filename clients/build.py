@@ -8,6 +8,8 @@ from flwr.app import Context
 
 from clients.cache import BlobCache, cache_root
 from clients.gradient_worker import GradientWorker
+from clients.part_worker import PartWorker
+from clients.scalar_worker import ScalarWorker
 from clients.worker import EmulatorWorker
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
@@ -20,7 +22,7 @@ def worker_of(context: Context) -> EmulatorWorker:
     return _worker(*_facts(context))
 
 
-def gradient_worker_of(context: Context) -> GradientWorker:
+def gradient_worker_of(context: Context) -> PartWorker:
     """Returns this process's worker for gradient download, built on the first message."""
     return _gradient_worker(*_facts(context))
 
@@ -48,13 +50,14 @@ def _worker(overrides: str, reference: str, local_path: str | None, root: Path) 
 @lru_cache(maxsize=1)
 def _gradient_worker(
     overrides: str, reference: str, local_path: str | None, root: Path
-) -> GradientWorker:
+) -> PartWorker:
     config = as_reference(load_config(overrides), reference)
+    common: dict[str, Any] = {"cache": BlobCache(root), "local_path": local_path}
     match config.strategy:
+        case GradientDownloadStrategy(variant="scalar") as strategy:
+            return ScalarWorker(config=config, strategy=strategy, **common)
         case GradientDownloadStrategy() as strategy:
-            return GradientWorker(
-                config=config, strategy=strategy, cache=BlobCache(root), local_path=local_path
-            )
+            return GradientWorker(config=config, strategy=strategy, **common)
         case _:
             raise _unasked(config)
 

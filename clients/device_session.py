@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fl_app.errors import ModelError
-from fl_app.fomo.adapter import is_head
+from fl_app.fomo.adapter import is_head, lora_start
 from fl_app.fomo.device_package import unpack_device_part
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
@@ -26,6 +26,9 @@ class DeviceSession:
         blob: the packed device part.
         config: the run's configuration.
         strategy: its strategy.
+
+    Attributes:
+        start: the adapter every device and the server start from.
 
     Raises:
         ModelError: the blob is damaged.
@@ -46,6 +49,8 @@ class DeviceSession:
             overall_shares=package.class_shares,
         )
         self.data_digest = package.data_digest
+        own = {name: value.detach().numpy().copy() for name, value in self.parameters.items()}
+        self.start: Update = lora_start(package.trunk_shapes, config.seed) | own
         self.encoded: dict[int, Encoded] = {}
         self.checked: set[int] = set()
         """Devices whose own copy on disk was read and found undamaged by this process."""

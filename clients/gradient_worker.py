@@ -4,19 +4,15 @@ Between two exchanges a device is a ``LocalState`` in bytes and nothing else; th
 again when its gradient arrives, so no graph waits for an answer.
 """
 
-import threading
 import time
 from dataclasses import replace
-from itertools import islice
 
 import torch
-from flwr.app import Message
 
-from clients.cache import BlobCache
-from clients.device_data import DeviceData
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
-from fl_app import front_wire, wire
+from clients.part_worker import PartWorker
+from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
     ERROR,
@@ -28,66 +24,30 @@ from fl_app.features_wire import (
     SLOPES,
     STATES,
     UPDATE,
-    FeatureWire,
     parameters_in,
     parameters_out,
     read_begin,
 )
-from fl_app.finetune import local_batches
 from fl_app.payload import Payload, Scalar, read_payload
-from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, local_tuning
 from fl_app.tasks import Batch
 from fl_app.updates import layout_hash, travels
 
 
-class GradientWorker:
-    """Handles the exchanges of gradient download.
+class GradientWorker(PartWorker):
+    """Handles the exchanges of gradient download by first-order steps."""
 
-    Args:
-        config: the run's configuration.
-        strategy: its strategy.
-        cache: where this process's devices keep their part of the model.
-        local_path: file or folder with the device's own data; None for simulated devices.
-    """
-
-    def __init__(
-        self,
-        *,
-        config: Config,
-        strategy: GradientDownloadStrategy,
-        cache: BlobCache,
-        local_path: str | None,
-    ) -> None:
-        self._config, self._strategy, self._cache = config, strategy, cache
-        self._data = DeviceData(config, local_path)
-        self._wire = FeatureWire(strategy.features)
-        self._loaded: tuple[str, DeviceSession] | None = None
-        self._lock = threading.Lock()
-        """Devices that one process plays in several threads share one model."""
-
-    def store(self, message: Message) -> Message:
-        """Keeps the device's part of the model, which crosses the wire once."""
-        front = front_wire.read_front(message)
-        self._cache.put(front.device, front.model_hash, front.blob)
-        return front_wire.front_reply(message, front)
-
-    def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
-        """Answers one exchange; see ``clients.steps.Handle``.
-
-        Raises:
-            DeftError: the message does not follow the last one, or something does not fit.
-        """
+    def answer(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
+        """Answers one exchange; see ``PartWorker.handle``."""
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
-        with self._lock:
-            started = time.monotonic()
-            payload = read_payload(blob, max_bytes=MAX_BYTES)
-            after, answer = self._open(payload) if state is None else self._continue(state, payload)
-            if after is None:
-                return None, answer.to_blob()
-            spent = after.seconds + time.monotonic() - started
-            return replace(after, seconds=spent).to_blob(), answer.to_blob()
+        started = time.monotonic()
+        payload = read_payload(blob, max_bytes=MAX_BYTES)
+        after, answer = self._open(payload) if state is None else self._continue(state, payload)
+        if after is None:
+            return None, answer.to_blob()
+        spent = after.seconds + time.monotonic() - started
+        return replace(after, seconds=spent).to_blob(), answer.to_blob()
 
     def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
         begin = read_begin(payload)
@@ -210,34 +170,8 @@ class GradientWorker:
         return {name for name in state.now if travels(name, how, state.round)}
 
     def _plan(self, session: DeviceSession, state: LocalState) -> list[list[int]]:
-        """Returns the rows of every local step of the round, as emulator download draws them."""
-        finetune = self._config.finetune
-        batches = local_batches(
-            session.encoded[state.device],
-            batch_size=finetune.batch_size,
-            epochs=finetune.epochs,
-            rng=generator(self._config.seed, "local", state.round, state.device),
-        )
-        return list(islice(batches, finetune.max_steps))
+        return self._rows(session, state.device, state.round)
 
     def _batch(self, session: DeviceSession, state: LocalState) -> Batch:
-        if state.device not in session.encoded:
-            session.encoded[state.device] = self._data.encoded(
-                state.device, session.data_digest, session.task.encode
-            )
         rows = self._plan(session, state)[state.step]
         return session.task.batch(session.encoded[state.device], rows)
-
-    def _session(self, device: int, name: str) -> DeviceSession | None:
-        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
-        if session and device in session.checked and self._cache.has(device, name):
-            return session
-        blob = self._cache.get(device, name)
-        if blob is None:
-            return None
-        if session is None:
-            self._loaded = None  # free the old one before the new one is built
-            session = DeviceSession(blob, self._config, self._strategy)
-            self._loaded = name, session
-        session.checked.add(device)
-        return session

@@ -1,6 +1,7 @@
 """Cuts the model into the devices' part and the server's for gradient download."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +15,17 @@ from fl_app.fomo.parts import TrunkPart, adopt, build_device_part, build_trunk_p
 from fl_app.fomo.trunk import Trunk
 from fl_app.piece import Piece
 from fl_app.schema import Config, GradientDownloadStrategy
-from fl_app.settings import adapter_spec, device_parameters, gradient_split, num_prompt_of
+from fl_app.settings import (
+    adapter_spec,
+    device_parameters,
+    gradient_split,
+    num_prompt_of,
+    task_for,
+)
 from fl_app.tasks import Encoded, Task
 from strategies.feature_server import FeatureServer
-from strategies.label_rule import LabelRule
+from strategies.label_rule import label_rule
+from strategies.scalar_server import ScalarServer
 
 
 def cut_model(
@@ -43,32 +51,48 @@ def cut_model(
     """
     split = gradient_split(strategy, backbone.model.config)
     cut = strategy.cut if strategy.variant == "cut" else 0
+    # it shares its weights with the model, so what is adopted below reaches it
+    trunk_part = build_trunk_part(backbone.model, backbone.task, cut)
+    trunk = Trunk(trunk_part, _trunk_parameters(config, strategy, trunk_part, split))
     package = DevicePackage(
         build_device_part(backbone.model, backbone.task, cut),
         backbone.labels,
         backbone.files,
         class_shares=task.class_shares(public),
         data_digest=data_digest,
+        trunk_shapes=trunk.shapes,
     )
     blob = pack_device_part(package, strategy.wire_dtype)
     part = unpack_device_part(blob).part
     adopt(backbone.model, part)
-    trunk_part = build_trunk_part(backbone.model, backbone.task, cut)
-    trunk = Trunk(trunk_part, _trunk_parameters(config, strategy, trunk_part, split))
     own = device_parameters(config, strategy, part)
-    server = FeatureServer(
-        trunk,
-        wire=FeatureWire(strategy.features),
-        want=_wanted(strategy),
-        num_stacks=part.num_stacks,
-        num_prompt=num_prompt_of(config.peft),
-        head=Head(part),
-        head_parameters={name: p for name, p in own.items() if is_head(name)},
-        task=task,
-        labels=_label_rule(backbone),
-        logit_adjustment=config.finetune.logit_adjustment,
-        seed=config.seed,
-    )
+    settings: dict[str, Any] = {
+        "wire": FeatureWire(strategy.features),
+        "num_stacks": part.num_stacks,
+        "head": Head(part),
+        "head_parameters": {name: p for name, p in own.items() if is_head(name)},
+        "task": task_for(  # as devices have it, who are told the overall shares
+            config,
+            backbone.model,
+            files=backbone.files,
+            labels=backbone.labels,
+            overall_shares=package.class_shares,
+        ),
+        "labels": label_rule(backbone.model, backbone.task),
+        "logit_adjustment": config.finetune.logit_adjustment,
+    }
+    server: FeatureServer | ScalarServer
+    match strategy.variant:
+        case "scalar":
+            server = ScalarServer(trunk, **settings)
+        case _:
+            server = FeatureServer(
+                trunk,
+                want=_wanted(strategy),
+                num_prompt=num_prompt_of(config.peft),
+                seed=config.seed,
+                **settings,
+            )
     facts = {
         "variant": strategy.variant,
         "device_blocks": cut,
@@ -78,13 +102,6 @@ def cut_model(
     # A decoder behind an encoder is at the server, all of it.
     later_tuned = () if strategy.variant == "cut" else None
     return Piece(blob=blob, split=split, facts=facts, server=server, later_tuned=later_tuned)
-
-
-def _label_rule(backbone: Backbone) -> LabelRule:
-    """Returns what labels may be where devices send them."""
-    per_token = backbone.task == "causal_lm"
-    count = backbone.model.config.vocab_size if per_token else len(backbone.labels)
-    return LabelRule(num_classes=count, per_token=per_token)
 
 
 def _wanted(strategy: GradientDownloadStrategy) -> Sequence[str]:

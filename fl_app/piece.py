@@ -8,6 +8,7 @@ from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.connection_insert import Insertion
 from fl_app.fomo.emulator import Split
 from strategies.feature_server import FeatureServer
+from strategies.scalar_server import ScalarServer
 
 
 @dataclass
@@ -29,5 +30,5 @@ class Piece:
     facts: dict[str, Any] = field(default_factory=dict)
     emulated: Adapter | None = None
     emulated_link: Insertion | None = None
-    server: FeatureServer | None = None
+    server: FeatureServer | ScalarServer | None = None
     later_tuned: Sequence[int] | None = None

@@ -8,7 +8,7 @@ collaborators, so none of them needs a subclass here.
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -160,17 +160,12 @@ class FederatedDeft(Strategy):
         if not accepted:
             book.metrics |= received.report
             return self._keep(server_round, "nobody was heard")
-        rows = [
-            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
-            for row in received.rows
-        ]
         try:
-            combined = self._rule.apply(server_round, rows, received.weights)
+            adapter = self.combine(server_round, accepted, received)
         except RunError as error:  # too few survivors for Krum, say; the next round may have more
             for reply in accepted:
                 book.drop(reply.device, "rule")
             return self._keep(server_round, str(error))
-        adapter = self._space.leave(combined)
         if not updates.is_finite(adapter):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
@@ -210,6 +205,25 @@ class FederatedDeft(Strategy):
             for device in sorted(self._orders)
             for reply in self._judge(device, answered.get(device, []), book)
         ]
+
+    def combine(
+        self, server_round: int, accepted: Sequence[wire.Reply], received: Received
+    ) -> Update:
+        """Returns the next adapter.
+
+        Args:
+            server_round: the round.
+            accepted: the answers that count, by device.
+            received: what the uplink made of their updates.
+
+        Raises:
+            RunError: too few for the server's rule.
+        """
+        rows = [
+            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
+            for row in received.rows
+        ]
+        return self._space.leave(self._rule.apply(server_round, rows, received.weights))
 
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""

@@ -22,6 +22,7 @@ from fl_app.schema import (
     ServerRuleConfig,
     SimulationFederation,
 )
+from fl_app.seed_pool import SeedPool
 from fl_app.settings import aggregation_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
@@ -38,6 +39,7 @@ from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
 from strategies.emulator_download import EmulatorDownload
+from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
@@ -45,6 +47,9 @@ from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
 from strategies.rules import COMPARING, ServerRule
+from strategies.scalar_download import ScalarDownload
+from strategies.scalar_round import ScalarPlan
+from strategies.scalar_server import ScalarServer
 from strategies.transport import MessageTransport, StreamTransport, Transport
 from strategies.uplink import IdealUplink, Uplink
 
@@ -188,20 +193,39 @@ def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None
     match strategy.variant, config.peft:
         case ("prompt", PromptTuningConfig()) | ("cut" | "lora", LoraConfig()):
             pass
+        case ("scalar", LoraConfig(aggregation=aggregation)):
+            _require_pairs(config, aggregation)
         case ("prompt", _):
             raise ConfigError("strategy.variant=prompt tunes a soft prompt; set peft=prompt")
         case _:
             raise ConfigError(f"strategy.variant={strategy.variant} tunes LoRA; set peft=lora")
-    if strategy.shared_gradient and strategy.variant == "cut":
+    if strategy.shared_gradient and strategy.variant in ("cut", "scalar"):
         raise ConfigError(
-            "strategy.shared_gradient=true needs gradients of shared parameters, and those of "
-            "strategy.variant=cut belong to one device's features; choose variant prompt or lora"
+            "strategy.shared_gradient=true needs gradients of shared parameters, and there are "
+            f"none with strategy.variant={strategy.variant}; choose variant prompt or lora"
         )
     if config.connection.block is not None:
         raise ConfigError(
             "connection.block puts a neural connection inside an emulator; with "
             "strategy=gradient_download set connection.block=null"
         )
+
+
+def _require_pairs(config: Config, aggregation: str) -> None:
+    """Checks that the adapter of every round is a sum over directions."""
+    only = "strategy.variant=scalar keeps the adapter as one sum over its directions; "
+    rule = config.strategy.server_rule.name
+    if rule != "fedavg":
+        raise ConfigError(f"{only}strategy.server_rule.name={rule} is no sum, choose fedavg")
+    if aggregation not in ("freeze-a", "factors"):
+        raise ConfigError(
+            f"{only}peft.aggregation={aggregation} is none, choose freeze-a or factors"
+        )
+    match config.channel:
+        case IdealChannel():
+            pass
+        case _:
+            raise ConfigError(f"{only}a radio channel would distort it, choose channel=ideal")
 
 
 def build_strategy(
@@ -211,7 +235,7 @@ def build_strategy(
     ledger: Ledger,
     layout_hash: str,
     blob: bytes,
-    server: FeatureServer | None,
+    server: FeatureServer | ScalarServer | None,
 ) -> FederatedDeft:
     """Turns the configuration into the server side of a federation.
 
@@ -221,7 +245,7 @@ def build_strategy(
         ledger: books what is sent.
         layout_hash: of the server's adapter.
         blob: what devices download once.
-        server: computes on features; only for gradient download.
+        server: computes on features; only for gradient download, where it says what is sent back.
     """
     space: LoraSpace = FactorSpace()
     if isinstance(config.peft, LoraConfig):
@@ -241,6 +265,22 @@ def build_strategy(
     match config.strategy, server:
         case EmulatorDownloadStrategy(), _:
             return EmulatorDownload(emulator=blob, **common)
+        case GradientDownloadStrategy() as strategy, ScalarServer():
+            return ScalarDownload(
+                front=blob,
+                server=server,
+                plan=ScalarPlan(
+                    labels_at_server=strategy.labels == "server",
+                    max_in_flight=strategy.max_in_flight,
+                    timeout_s=strategy.exchange_timeout_s,
+                    lr=strategy.scalar.lr,
+                    eps=strategy.scalar.step,
+                ),
+                pool=SeedPool(strategy.scalar.num_seeds, config.seed),
+                cache=FeatureCache(strategy.scalar.max_cached_mb),
+                transport=build_transport(config, strategy, roster),
+                **common,
+            )
         case GradientDownloadStrategy() as strategy, FeatureServer():
             return GradientDownload(
                 front=blob,

@@ -25,7 +25,7 @@ from fl_app.fomo.head import Head
 from fl_app.fomo.trunk import Held, Trunk
 from fl_app.payload import Payload
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded, Task
+from fl_app.tasks import Encoded, LossFunction, Task
 from strategies.label_rule import LabelRule
 
 
@@ -38,14 +38,14 @@ class Arrived:
         own: its values of parameters that sit here while computing.
         labels: of the batch, where labels are at the server; empty otherwise.
         targets: classes of all its examples, likewise.
-        error: relative error that coding made, as the device measured it, >= 0.
+        error: relative error that coding made, as the device measured it, >= 0; 0 where nobody did.
     """
 
     features: Features
     own: dict[str, torch.Tensor]
     labels: torch.Tensor
     targets: list[int]
-    error: float
+    error: float = 0.0
 
     @property
     def num_terms(self) -> int:
@@ -109,24 +109,19 @@ class FeatureServer:
         Raises:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
-        features = self._wire.read_features(payload, self._num_stacks)
+        features = read_features(payload, self._wire, self._trunk, self._num_stacks)
         if features.num_prompt != self._num_prompt:
             raise WireError(
                 "wrong-shape", f"a prompt of {features.num_prompt}, expected {self._num_prompt}"
             )
-        try:
-            self._trunk.require_fit(features)
-        except ModelError as error:
-            raise WireError("wrong-shape", str(error)) from error
         own = parameters_in(OWN, payload.arrays)
         _require_layout(own, self._trunk.shapes | (self._head_shapes if with_labels else {}))
-        labels, targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        if with_labels:
-            labels, targets = self._labels.read(payload.arrays, features.masks[-1].shape)
+        rule = self._labels if with_labels else None
+        labels, targets = read_labels(payload, rule, features)
         measured = payload.scalars.get(ERROR)
         if type(measured) is not float or not 0 <= measured < math.inf:
             raise WireError("missing", f"'{ERROR}'={measured!r} must be a float, finite and >= 0")
-        return Arrived(features, own, torch.from_numpy(labels), targets.tolist(), measured)
+        return Arrived(features, own, labels, targets, measured)
 
     def forward(self, arrived: Mapping[int, Arrived]) -> Step:
         """Runs one pass over these devices; the graph is held until ``backward`` or release."""
@@ -188,13 +183,12 @@ class FeatureServer:
                 for name, parameter in self._head_parameters.items():
                     parameter.copy_(one.own[name])
                     parameter.grad = None
-            examples = Encoded([None] * len(one.targets), one.targets, np.zeros(0, np.int64))
             num_prompt = one.features.num_prompt if self._num_stacks == 1 else 0
             losses[device], slopes[device] = self._head.loss_gradient(
                 states,
                 one.features.readout,
                 one.labels,
-                self._task.local_loss(examples, self._tau),
+                local_loss(self._task, one, self._tau),
                 num_prompt,
             )
             heads[device] = parameters_out(
@@ -225,8 +219,8 @@ class FeatureServer:
         return self._wire.gradient(gradient, self._rng("gradient", server_round, receiver, number))
 
     @property
-    def _head_shapes(self) -> dict[str, torch.Size]:
-        return {name: parameter.shape for name, parameter in self._head_parameters.items()}
+    def _head_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self._head_parameters.items()}
 
     def _rng(
         self, what: str, server_round: int, receiver: int | str, number: int
@@ -234,7 +228,43 @@ class FeatureServer:
         return generator(self._seed, what, server_round, receiver, number)
 
 
-def _require_layout(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size]) -> None:
+def read_features(payload: Payload, wire: FeatureWire, trunk: Trunk, num_stacks: int) -> Features:
+    """Reads one step's features.
+
+    Raises:
+        WireError: something is missing, not finite, or does not fit the trunk.
+    """
+    features = wire.read_features(payload, num_stacks)
+    try:
+        trunk.require_fit(features)
+    except ModelError as error:
+        raise WireError("wrong-shape", str(error)) from error
+    return features
+
+
+def read_labels(
+    payload: Payload, rule: LabelRule | None, features: Features
+) -> tuple[torch.Tensor, list[int]]:
+    """Reads the labels of a batch and the classes of all examples; none without a rule.
+
+    Raises:
+        WireError: they are missing or do not fit, see ``LabelRule.read``.
+    """
+    if rule is None:
+        return torch.zeros(0, dtype=torch.int64), []
+    labels, targets = rule.read(payload.arrays, features.masks[-1].shape)
+    return torch.from_numpy(labels), targets.tolist()
+
+
+def local_loss(task: Task, arrived: Arrived, logit_adjustment: float) -> LossFunction:
+    """Returns the loss of a device whose labels are here."""
+    examples = Encoded([None] * len(arrived.targets), arrived.targets, np.zeros(0, np.int64))
+    return task.local_loss(examples, logit_adjustment)
+
+
+def _require_layout(
+    given: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
     """Checks names and shapes, which a device could choose to hurt the others.
 
     Raises:

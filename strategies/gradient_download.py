@@ -1,144 +1,55 @@
-"""Federated DEFT by gradient download: the FoMo stays at the server."""
+"""Federated DEFT by gradient download: features up, gradients down."""
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
-
-from fl_app import front_wire, wire
-from fl_app.errors import WireError
 from fl_app.features_wire import Begin
-from fl_app.fomo.package import content_hash
 from fl_app.payload import Payload
-from strategies.base import FederatedDeft
+from strategies.exchange import Exchange
 from strategies.feature_server import FeatureServer
 from strategies.gradient_round import GradientPlan, GradientRound
+from strategies.part_download import Finished, PartDownload
 from strategies.round_log import RoundLog
-from strategies.transport import Transport
-
-log = logging.getLogger("deft")
 
 
-class GradientDownload(FederatedDeft):
+class GradientDownload(PartDownload):
     """Devices get embeddings (or the first blocks) and the head once, then gradients.
 
     Args:
-        front: the packed device part, addressed by its content hash.
         server: computes on features.
         plan: how a round goes.
-        transport: the way to the devices.
-        **collaborators: see ``FederatedDeft``.
+        **collaborators: see ``PartDownload``.
     """
 
-    def __init__(
-        self,
-        *,
-        front: bytes,
-        server: FeatureServer,
-        plan: GradientPlan,
-        transport: Transport,
-        **collaborators: Any,
-    ) -> None:
+    def __init__(self, *, server: FeatureServer, plan: GradientPlan, **collaborators: Any) -> None:
         super().__init__(**collaborators)
-        self._front, self._hash = front, content_hash(front)
-        self._server, self._plan, self._transport = server, plan, transport
+        self._server, self._plan = server, plan
 
-    @property
-    def model_hash(self) -> str:
-        """Content hash of the device part."""
-        return self._hash
+    def converse(
+        self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
+    ) -> dict[int, Finished]:
+        """Makes local steps in lockstep; see ``PartDownload.converse``."""
+        steps = GradientRound(
+            self._server, exchange, self._plan, number=number, log=book, book=self._book_sent
+        )
+        updates = steps.run({device: self._begin(device) for device in devices})
+        return {
+            device: Finished(dict(payload.arrays), payload.scalars)
+            for device, payload in updates.items()
+        }
 
-    def download(self, device: int) -> bytes | None:
-        """Returns the device part for a device that is not known to hold it."""
-        return None if self._roster.holds(device, self._hash) else self._front
-
-    def acknowledge(self, device: int) -> None:
-        """A device holds its part once it has said so."""
-        self._roster.holders.setdefault(device, set()).add(self._hash)
-
-    def forget(self, device: int) -> None:
-        """The device's part is gone or damaged."""
-        self._roster.holders.get(device, set()).discard(self._hash)
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Draws devices, and sends those who lack it their part of the model."""
-        self.open_round(server_round, arrays, grid)
-        self._sent = {}
-        for device, order in self._orders.items():
-            if order.emulator is not None:
-                self._book("downlink", order, "emulator", len(order.emulator))
-                front = front_wire.FrontOrder(device, order.model_hash, order.emulator)
-                self._sent[device] = front_wire.front_message(front, self._roster.node_of[device])
-        return list(self._sent.values())
-
-    def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
-        """Runs the round's local steps with every device that holds its part."""
-        answered = self._by_device(replies)
-        for device in self._sent:
-            try:
-                front_wire.check_front_reply(answered.get(device, []), device)
-                self.acknowledge(device)
-            except WireError as error:
-                self._drop(device, error, book)
-        ready = [d for d in self._orders if self._roster.holds(d, self._hash)]
-        number = next(iter(self._orders.values())).round
-        with self._transport.open(self._grid, number) as exchange:
-            steps = GradientRound(
-                self._server,
-                exchange,
-                self._plan,
-                number=number,
-                log=book,
-                book=self._book_sent,
-            )
-            updates = steps.run({device: self._begin(device) for device in ready})
-        for device in book.dropped.get("no-emulator", []):
-            self.forget(device)  # it is sent again in the next round
-        return [reply for d in sorted(updates) for reply in self._accept(d, updates[d], book)]
-
-    def close(self) -> None:
-        """Closes the transport."""
-        self._transport.close()
+    def _book_sent(self, link: str, device: int, what: str, num_bytes: int) -> None:
+        if what == "update" and self._uplink.is_radio:
+            return  # a radio is booked for what it sends, not for this message
+        self._book_bytes(link, device, what, num_bytes)
 
     def _begin(self, device: int) -> Payload:
         order = self._orders[device]
         return Begin(
             round=order.round,
-            device=device,
+            device=order.device,
             num_devices=order.num_devices,
             model_hash=order.model_hash,
             proximal_mu=order.proximal_mu,
             adapter=order.adapter,
         ).to_payload()
-
-    def _book_sent(self, link: str, device: int, what: str, num_bytes: int) -> None:
-        if what == "update" and self._uplink.is_radio:
-            return  # a radio is booked for what it sends, not for this message
-        self._book(link, self._orders[device], what, num_bytes)
-
-    def _accept(self, device: int, payload: Payload, book: RoundLog) -> list[wire.Reply]:
-        order = self._orders[device]
-        try:
-            reply = wire.check_update(
-                dict(payload.arrays),
-                payload.scalars,
-                order=order,
-                layout_hash=self._layout_hash,
-                like=self._tuned,
-            )
-            self._require_finite(reply)
-        except WireError as error:
-            self._drop(device, error, book)
-            return []
-        self._ledger.book_seconds(
-            round=order.round, device=device, phase="local", seconds=reply.seconds
-        )
-        return [reply]
-
-    def _drop(self, device: int, error: WireError, book: RoundLog) -> None:
-        log.warning("round %d: device %d dropped: %s", self._orders[device].round, device, error)
-        book.drop(device, error.reason)

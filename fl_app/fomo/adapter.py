@@ -8,7 +8,7 @@ of the *full* model on server and device alike, so an adapter tuned on an emulat
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fl_app.errors import ModelError
@@ -34,6 +35,19 @@ def is_head(name: str) -> bool:
     Heads have a learning rate of their own; LoRA factors and a soft prompt share the other one.
     """
     return ".lora_" not in name and name != PROMPT_NAME
+
+
+def lora_start(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Update:
+    """Returns the starting values of LoRA factors: A as ``Adapter`` draws it, B zero.
+
+    Args:
+        shapes: shape of every factor by canonical name.
+        seed: the run's seed.
+    """
+    return {
+        name: _a_drawn(seed, name, shape) if ".lora_A." in name else np.zeros(shape, np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -241,7 +255,11 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _draw_a(parameter: nn.Parameter, seed: int, name: str) -> None:
-    bound = 1.0 / np.sqrt(parameter.shape[1])
-    draw = generator(seed, "lora_A", name).uniform(-bound, bound, parameter.shape)
     with torch.no_grad():
-        parameter.copy_(torch.from_numpy(draw.astype(np.float32)))
+        parameter.copy_(torch.from_numpy(_a_drawn(seed, name, tuple(parameter.shape))))
+
+
+def _a_drawn(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    bound = 1.0 / np.sqrt(shape[1])
+    draw = generator(seed, "lora_A", name).uniform(-bound, bound, shape)
+    return draw.astype(np.float32)

@@ -5,7 +5,7 @@ the head, and no weight of the blocks behind the cut. The server goes on with wh
 ``unpack_device_part`` of what it packed, then ``fl_app.fomo.parts.adopt``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class DevicePackage:
         files: tokenizer or preprocessor files by name.
         class_shares: share of each class in the server's public rows; empty if it has none.
         data_digest: hash of the training rows that simulated devices share among themselves.
+        trunk_shapes: shapes, by canonical name, of the LoRA factors tuned in the server's blocks.
     """
 
     part: DevicePart
@@ -44,6 +45,7 @@ class DevicePackage:
     files: dict[str, str]
     class_shares: tuple[float, ...] = ()
     data_digest: str = ""
+    trunk_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def pack_device_part(package: DevicePackage, wire_dtype: str = "float16") -> bytes:
@@ -71,6 +73,7 @@ def pack_device_part(package: DevicePackage, wire_dtype: str = "float16") -> byt
         "files": package.files,
         "class_shares": list(package.class_shares),
         "data_digest": package.data_digest,
+        "trunk_shapes": package.trunk_shapes,
     }
     return save(tensors, header)
 
@@ -103,4 +106,5 @@ def _rebuild(blob: bytes) -> DevicePackage:
         files=header["files"],
         class_shares=tuple(header["class_shares"]),
         data_digest=header["data_digest"],
+        trunk_shapes={name: tuple(shape) for name, shape in header["trunk_shapes"].items()},
     )

@@ -82,9 +82,9 @@ class Trunk:
         self._maps = linear_maps(part.model, self._parameters)
 
     @property
-    def shapes(self) -> dict[str, torch.Size]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tunable weights inside, by canonical name."""
-        return {name: parameter.shape for name, parameter in self._parameters.items()}
+        return {name: tuple(value.shape) for name, value in self._parameters.items()}
 
     def forward(
         self,
