@@ -11,6 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from fl_app.schema.checks import MISSING
 from fl_app.settings import adapter_spec, columns_of
 from fl_app.variants import REFERENCES, as_reference
 from strategies.build import build_strategy
+from strategies.feature_server import FeatureServer
 from strategies.roster import Roster
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -41,7 +43,12 @@ def _required(group: str, name: str) -> list[str]:
 def _check_builds(config: schema.Config) -> None:
     """Everything that is made of a configuration without loading model or data."""
     strategy = build_strategy(
-        config, roster=Roster({0: 1}), ledger=Ledger(), layout_hash="", emulator=b""
+        config,
+        roster=Roster({0: 1}),
+        ledger=Ledger(),
+        layout_hash="",
+        blob=b"",
+        server=create_autospec(FeatureServer, instance=True),  # emulator download needs none
     )
     assert strategy.model_hash
     assert (adapter_spec(config.peft) is None) == isinstance(config.peft, schema.HeadConfig)

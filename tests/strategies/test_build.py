@@ -1,6 +1,7 @@
 """Every choice of the configuration has its object, and an unknown one is refused by name."""
 
 import dataclasses
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -11,6 +12,7 @@ from fl_app.schema import ChannelConfig, Config, StrategyConfig
 from strategies.base import FederatedDeft
 from strategies.build import build_strategy, build_uplink
 from strategies.emulator_download import EmulatorDownload
+from strategies.feature_server import FeatureServer
 from strategies.lora_space import FactorSpace, ProductSpace
 from strategies.roster import Roster
 
@@ -22,7 +24,7 @@ def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
         ledger=Ledger(),
         layout_hash="0" * 64,
         blob=b"emulator",
-        server=None,
+        server=create_autospec(FeatureServer, instance=True),  # emulator download needs none
     )
 
 
