@@ -25,7 +25,7 @@ from fl_app.settings import (
 from fl_app.tasks import Encoded, Task
 from strategies.feature_reader import FeatureReader
 from strategies.feature_server import FeatureServer
-from strategies.label_rule import LabelRule
+from strategies.label_rule import label_rule
 from strategies.scalar_server import ScalarServer
 
 
@@ -74,7 +74,7 @@ def cut_model(
             wire=wire,
             num_stacks=part.num_stacks,
             num_prompt=num_prompt_of(config.peft),
-            labels=_label_rule(backbone),
+            labels=label_rule(backbone.model, backbone.task),
         ),
         "head": Head(part),
         "head_parameters": {name: p for name, p in own.items() if is_head(name)},
@@ -109,13 +109,6 @@ def cut_model(
     # A decoder behind an encoder is at the server, all of it.
     later_tuned = () if strategy.variant == "cut" else None
     return Piece(blob=blob, split=split, facts=facts, server=server, later_tuned=later_tuned)
-
-
-def _label_rule(backbone: Backbone) -> LabelRule:
-    """Returns what labels may be where devices send them."""
-    per_token = backbone.task == "causal_lm"
-    count = backbone.model.config.vocab_size if per_token else len(backbone.labels)
-    return LabelRule(num_classes=count, per_token=per_token)
 
 
 def _wanted(strategy: GradientDownloadStrategy) -> Sequence[str]:

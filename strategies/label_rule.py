@@ -14,6 +14,18 @@ LABELS, TARGETS = "labels", "targets"
 """Array names: labels of the batch, classes of all the device's examples."""
 
 
+def label_rule(model: Any, task: str) -> "LabelRule":
+    """Returns what labels may be.
+
+    Args:
+        model: with its head.
+        task: the model's task.
+    """
+    per_token = task == "causal_lm"
+    config = model.config
+    return LabelRule(config.vocab_size if per_token else config.num_labels, per_token)
+
+
 @dataclass(frozen=True)
 class LabelRule:
     """Labels of one task.

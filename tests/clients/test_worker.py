@@ -58,9 +58,9 @@ def _order(bench: Bench, **changes: Any) -> wire.Order:
         "round": 1,
         "device": 0,
         "num_devices": NUM_DEVICES,
-        "model_hash": content_hash(bench.blob),
+        "model_hash": content_hash(bench.piece.blob),
         "adapter": bench.full.read(),
-        "emulator": bench.blob,
+        "emulator": bench.piece.blob,
     }
     return wire.Order(**{**fields, **changes})
 
@@ -92,13 +92,13 @@ def test_hello_tells_partition_and_what_is_held(bench: Bench, context: Make) -> 
     assert (before.partition, before.held) == (2, frozenset())
     _train(node, _order(bench, device=2))
     after = wire.read_hello(app(wire.hello_message(NODE), node))
-    assert after.held == {content_hash(bench.blob)}
+    assert after.held == {content_hash(bench.piece.blob)}
     assert wire.read_hello(app(wire.hello_message(NODE), context(1))).held == frozenset()
 
 
 def test_a_damaged_emulator_is_not_held(bench: Bench, context: Make, tmp_path: Path) -> None:
     _train(context(), _order(bench))
-    (tmp_path / "cache" / "0" / content_hash(bench.blob)).write_bytes(b"damaged")
+    (tmp_path / "cache" / "0" / content_hash(bench.piece.blob)).write_bytes(b"damaged")
     assert wire.read_hello(app(wire.hello_message(NODE), context())).held == frozenset()
 
 
@@ -167,7 +167,7 @@ def test_a_removed_emulator_is_missed(
     bench: Bench, context: Make, tmp_path: Path, restarted: bool
 ) -> None:
     _train(context(), _order(bench))
-    (tmp_path / "cache" / "0" / content_hash(bench.blob)).unlink()
+    (tmp_path / "cache" / "0" / content_hash(bench.piece.blob)).unlink()
     if restarted:
         _worker.cache_clear()
     assert wire.lacks_emulator(_train(context(), _order(bench, emulator=None)))
@@ -179,7 +179,7 @@ def test_a_damaged_emulator_is_missed_even_where_a_good_one_is_in_memory(
     """Device 0 loads its good copy first; device 1 must still look at its own."""
     for device in (0, 1):
         _train(context(), _order(bench, device=device))
-    path = tmp_path / "cache" / "1" / content_hash(bench.blob)
+    path = tmp_path / "cache" / "1" / content_hash(bench.piece.blob)
     path.unlink()
     path.write_bytes(b"damaged")
     _worker.cache_clear()
@@ -189,7 +189,7 @@ def test_a_damaged_emulator_is_missed_even_where_a_good_one_is_in_memory(
 
 def test_an_emulator_that_is_not_what_was_announced_is_refused(bench: Bench, context: Make) -> None:
     with pytest.raises(WireError, match="damaged: the emulator has SHA-256"):
-        _train(context(), _order(bench, emulator=bench.blob + b"x"))
+        _train(context(), _order(bench, emulator=bench.piece.blob + b"x"))
 
 
 def test_a_damaged_adapter_is_refused(bench: Bench, context: Make) -> None:
@@ -214,10 +214,10 @@ def test_a_process_loads_emulator_and_data_once(
     from fl_app.material import load_material
 
     monkeypatch.setattr("clients.worker.EmulatorSession", counted("emulator", EmulatorSession))
-    monkeypatch.setattr("clients.worker.load_material", counted("data", load_material))
+    monkeypatch.setattr("clients.device_data.load_material", counted("data", load_material))
     for number in (1, 2):
         for device in range(NUM_DEVICES):
-            emulator = bench.blob if number == 1 else None
+            emulator = bench.piece.blob if number == 1 else None
             _train(context(device), _order(bench, round=number, device=device, emulator=emulator))
     assert loads == {"emulator": 1, "data": 1}
 
@@ -252,7 +252,7 @@ def test_a_device_reads_its_own_file_without_any_partitioner(
         raise AssertionError("a real device must not deal itself a share of anybody's data")
 
     monkeypatch.setattr("fl_app.material.partition", forbidden)
-    monkeypatch.setattr("clients.worker.load_material", forbidden)
+    monkeypatch.setattr("clients.device_data.load_material", forbidden)
     own = write_rows(tmp_path / "own.tsv", 7, "own")
     node = context(9, **{"data-path": str(own)})  # no share of the server's data would be 9's
     order = _order(bench, device=9)
@@ -340,7 +340,7 @@ def test_devices_tune_the_reference_they_are_told(player: Player, context: Make)
 
 
 def test_the_fixture_names_the_emulator_as_the_cache_does(bench: Bench) -> None:
-    assert content_hash(bench.blob) == hashlib.sha256(bench.blob).hexdigest()
+    assert content_hash(bench.piece.blob) == hashlib.sha256(bench.piece.blob).hexdigest()
 
 
 def test_devices_whose_rows_are_not_the_servers_do_not_deal_from_them(

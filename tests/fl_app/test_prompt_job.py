@@ -74,7 +74,7 @@ def test_one_round_of_one_step_is_the_hand_made_average(player: Player) -> None:
     """
     played = player.play(*_WHOLE_BATCH, "finetune.clip_norm=1e9")
     bench = played.bench
-    model = unpack(bench.blob).model.double()
+    model = unpack(bench.piece.blob).model.double()
     prompt = torch.from_numpy(played.start[PROMPT_NAME]).double().requires_grad_(True)
     head = {n: p for n, p in model.named_parameters() if n.startswith("classifier.")}
     for name, parameter in head.items():

@@ -1,6 +1,7 @@
 """Every choice of the configuration has its object, and an unknown one is refused by name."""
 
 import dataclasses
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -11,6 +12,7 @@ from fl_app.schema import ChannelConfig, Config, StrategyConfig
 from strategies.base import FederatedDeft
 from strategies.build import build_strategy, build_uplink
 from strategies.emulator_download import EmulatorDownload
+from strategies.feature_server import FeatureServer
 from strategies.lora_space import FactorSpace, ProductSpace
 from strategies.roster import Roster
 
@@ -21,7 +23,8 @@ def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
         roster=Roster({device: 2**63 + device for device in range(num_devices)}),
         ledger=Ledger(),
         layout_hash="0" * 64,
-        emulator=b"emulator",
+        blob=b"emulator",
+        server=create_autospec(FeatureServer, instance=True),  # emulator download needs none
     )
 
 

@@ -23,9 +23,9 @@ from fl_app.scalar_wire import Start
 from fl_app.seeding import generator
 from fl_app.updates import Update
 from strategies.feature_reader import FeatureReader
-from strategies.label_rule import LabelRule
+from strategies.label_rule import label_rule
 from strategies.scalar_server import ScalarServer
-from tests.fixtures_models import CASES, DEPTH, LABELS, TinyModels, tiny_examples
+from tests.fixtures_models import CASES, DEPTH, TinyModels, tiny_examples
 
 _SPEC = LoraSpec(rank=2, alpha=4.0, targets=(), train_a=True)
 _TUNED = (0, DEPTH - 1)
@@ -40,7 +40,6 @@ class Cut:
         whole = copy.deepcopy(model)
         self.part: DevicePart = build_device_part(model, task, 0)
         rest = build_trunk_part(model, task, 0)
-        num_classes = model.config.vocab_size if task == "causal_lm" else len(LABELS)
         lora: dict[str, Any] = {"tuned_blocks": _TUNED, "spec": _SPEC, "seed": 0}
         self.central = Adapter(whole, blocks=range(DEPTH), heads=self.heads, **lora)
         tuned = Adapter(
@@ -61,7 +60,7 @@ class Cut:
                 wire=FeatureWire("float32"),
                 num_stacks=self.part.num_stacks,
                 num_prompt=0,
-                labels=LabelRule(num_classes=num_classes, per_token=task == "causal_lm"),
+                labels=label_rule(model, task),
             ),
             head=self.head,
             head_parameters=own,
