@@ -53,7 +53,7 @@ class AirModule(nn.Module, ABC):
         self.book = ConnectionBook()
         self._seed, self._name = seed, name
         self._pass: int | None = None
-        self._drawn = False
+        self._is_drawn = False
 
     def redraw(self, round: int, *, device: int = 0) -> None:
         """Draws the channel of one round and device, and starts the noise of that round anew.
@@ -63,7 +63,8 @@ class AirModule(nn.Module, ABC):
             device: partition index, >= 0.
         """
         self._pass = None
-        self._start("local", round, device)
+        self._draw("local", round, device)
+        self._start_noise("local", round, device)
 
     def measure(self) -> None:
         """From here on every pass meets a channel of its own, from a stream kept for measuring.
@@ -72,25 +73,32 @@ class AirModule(nn.Module, ABC):
         """
         self._pass = 0
 
-    def _start(self, purpose: str, number: int, device: int) -> None:
+    def _draw(self, purpose: str, number: int, device: int) -> None:
         self._meet(*self.spec.draw(self._seed, purpose, number, device))
+        self._is_drawn = True
+
+    def _start_noise(self, purpose: str, number: int, device: int) -> None:
         path = ("connection-noise", self._name, purpose, number, device)
         self._forward_noise, self._backward_noise = (
             torch.Generator().manual_seed(torch_seed(self._seed, *path, way))
             for way in ("forward", "backward")
         )
-        self._drawn = True
+
+    def _draw_to_measure(self, number: int) -> None:
+        """Takes the channel of one measured pass."""
+        self._draw("measure", number, 0)
 
     def _begin_pass(self) -> None:
-        """Draws the next channel while measuring.
+        """Draws the next channel and noise while measuring.
 
         Raises:
             ModelError: no channel has been drawn yet.
         """
         if self._pass is not None:
-            self._start("measure", self._pass, 0)
+            self._draw_to_measure(self._pass)
+            self._start_noise("measure", self._pass, 0)
             self._pass += 1
-        elif not self._drawn:
+        elif not self._is_drawn:
             raise ModelError(
                 "a connection needs a channel: call redraw(round) before tuning, or measure()"
             )

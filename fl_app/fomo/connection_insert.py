@@ -39,7 +39,7 @@ class Insertion:
             connection.redraw(round, device=device)
 
     def measure(self) -> None:
-        """From here on every pass has its own channel; see ``AirModule.measure``."""
+        """From here on every pass is drawn to measure; see ``measure`` of the connection's kind."""
         for connection in self.connections.values():
             connection.measure()
 

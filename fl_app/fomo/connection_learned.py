@@ -2,9 +2,10 @@
 
 The channel H enters the forward simulation alone (implicit CSI; Yang et al. 2023,
 arXiv:2210.04742): the device sends P_u x scaled to its power, the server normalises what
-C_u^H (H P_u x + noise) makes of it layer-wise, and gradients return over the reciprocal channel. It
-follows a channel that is static or changes slowly; the server's own gradient of C_u uses what it
-received, the device's of P_u the noisy gradient that came back.
+C_u^H (H P_u x + noise) makes of it layer-wise, and gradients return over the reciprocal channel.
+The server's own gradient of C_u uses what it received, the device's of P_u the noisy gradient that
+came back. A learned link follows a channel that is static or changes slowly, and is worthless on
+any other; it is therefore measured, with fresh noise, on the last channel it was tuned on.
 """
 
 import math
@@ -64,6 +65,21 @@ class LearnedLink(AirModule):
         )
         self.norm = nn.LayerNorm(outputs)
         self._rotation = rotation_matrix(width, seed) if spec.rotation else None
+
+    def measure(self) -> None:
+        """From here on every pass has noise of its own, on the channel of the last ``redraw``.
+
+        Raises:
+            ModelError: no channel has been drawn yet.
+        """
+        if not self._is_drawn:
+            raise ModelError(
+                "a learned link is measured on the channel it was tuned on: call redraw(round)"
+            )
+        super().measure()
+
+    def _draw_to_measure(self, number: int) -> None:
+        """Stays on the channel it was tuned on."""
 
     def _meet(self, true: Any, known: Any) -> None:
         # H as a real map from [real, imaginary] of the antennas to the same of the receiver.

@@ -1,6 +1,5 @@
 """The connection module against the NumPy connection, closed forms and autograd."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,60 +9,20 @@ import torch
 
 from fl_app.errors import ModelError
 from fl_app.fomo.connection import Connection
-from fl_app.fomo.connection_learned import LearnedLink
-from fl_app.fomo.connection_link import LinkSpec, link_for, rotation_matrix
-from fl_app.seeding import generator
+from fl_app.fomo.connection_link import link_for, rotation_matrix
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.mimo_design import design_connection
 from fl_app.wireless.rotation import Rotation
-
-INF = math.inf
-EPS = float(np.finfo(np.float32).eps)
-
-
-def spec_of(**changes: Any) -> LinkSpec:
-    fields: dict[str, Any] = {"tx_snr_db": INF, "gradient_tx_snr_db": INF, "num_rx": 6}
-    return LinkSpec(**(fields | changes))
-
-
-def vectors_of(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Loud and off centre; the first feature is an outlier."""
-    rng = np.random.default_rng(seed)
-    drawn = 3.0 * rng.standard_normal(shape) + 1.5
-    drawn[..., 0] *= 20.0
-    return torch.from_numpy(drawn.astype(np.float32)).requires_grad_()
-
-
-def weight_of(outputs: int, width: int, rank: int | None = None) -> torch.Tensor:
-    rng = np.random.default_rng(7)
-    full = rng.standard_normal((outputs, width))
-    if rank is not None:  # small integers, so that no rounding adds to the rank
-        full = rng.integers(-3, 4, (outputs, rank)) @ rng.integers(-3, 4, (rank, width))
-    return torch.from_numpy(full.astype(np.float32))
-
-
-def white_batch(rows: int, width: int) -> torch.Tensor:
-    """Vectors of mean 0 and covariance I, exactly: orthogonal columns, orthogonal to ones."""
-    drawn = np.random.default_rng(3).standard_normal((rows, width + 1))
-    drawn[:, 0] = 1.0
-    columns = np.linalg.qr(drawn)[0][:, 1:]
-    return torch.from_numpy((columns * math.sqrt(rows)).astype(np.float32))
-
-
-def in_pieces(connection: Connection) -> Connection:
-    """Makes a connection with perfect CSI take E, H and F instead of W itself."""
-    connection._link = dataclasses.replace(connection.link, is_exact=False)
-    return connection
-
-
-MAPS = [
-    pytest.param(None, 16, id="transport"),
-    pytest.param(None, 10, id="transport, last use not full"),
-    pytest.param(None, 3, id="transport, narrower than the channel"),
-    pytest.param(weight_of(5, 16), 16, id="down"),
-    pytest.param(weight_of(16, 5), 5, id="up"),
-    pytest.param(weight_of(9, 12, rank=2), 12, id="rank 2"),
-]
+from tests.connection_fixtures import (
+    EPS,
+    INF,
+    MAPS,
+    in_pieces,
+    spec_of,
+    vectors_of,
+    weight_of,
+    white_batch,
+)
 
 
 @pytest.mark.parametrize(("weight", "width"), MAPS)
@@ -365,65 +324,3 @@ def test_what_cannot_be_sent_is_refused() -> None:
 def test_a_link_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ChannelError, match=next(iter(wrong))):
         spec_of(**wrong)
-
-
-# --- learned links -----------------------------------------------------------------------------
-
-
-def test_a_learned_links_gradients_are_autograds_through_the_same_channel() -> None:
-    """Without noise; the oracle writes the complex maps out and lets autograd work."""
-    link = LearnedLink(width=6, spec=spec_of(), seed=0, num_outputs=5)
-    link.redraw(0)
-    channel = torch.from_numpy(link.spec.draw(0, "local", 0, 0)[0]).to(torch.complex64)
-    vectors = vectors_of(7, 6)
-    gradient = vectors_of(7, 5, seed=1).detach()
-    link(vectors).backward(gradient)
-    given = [vectors.grad, link.precoder.grad, link.combiner.grad]
-    plain = vectors.detach().clone().requires_grad_()
-    precoder = link.precoder.detach().clone().requires_grad_()
-    combiner = link.combiner.detach().clone().requires_grad_()
-    real, imaginary = precoder.chunk(2)
-    sent = plain.to(torch.complex64) @ torch.complex(real, imaginary).T
-    sent = sent.view(7, link.num_uses, 4)
-    sent = sent / sent.abs().square().sum(-1).mean().sqrt()
-    heard = (sent @ channel.T).flatten(1)
-    received = torch.cat([heard.real, heard.imag], dim=1)
-    torch.nn.functional.layer_norm(received @ combiner.T, (5,)).backward(gradient)
-    for ours, theirs in zip(given, (plain.grad, precoder.grad, combiner.grad), strict=True):
-        assert ours is not None
-        assert theirs is not None
-        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
-    assert link.book.forward_uses == link.book.backward_uses == 7 * 2
-
-
-def test_a_learned_link_learns_through_the_noise() -> None:
-    """Normalised vectors through a static channel it is never told: the error falls below 1/10."""
-    spec = spec_of(tx_snr_db=15.0, gradient_tx_snr_db=15.0)
-    link = LearnedLink(width=8, spec=spec, seed=0)
-    link.redraw(0)
-    optimiser = torch.optim.Adam(link.parameters(), lr=0.02)
-    rng = generator(0, "toy")
-    losses = []
-    for _ in range(300):
-        drawn = torch.from_numpy(rng.standard_normal((32, 8)).astype(np.float32))
-        wanted = torch.nn.functional.layer_norm(drawn, (8,))
-        loss = (link(wanted) - wanted).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
-
-
-def test_a_learned_links_padding_is_not_sent() -> None:
-    link = LearnedLink(width=8, spec=spec_of(rotation=True), seed=0)
-    link.redraw(0)
-    mask = torch.tensor([[True, False], [True, True]])
-    out = link(vectors_of(2, 2, 8), mask)
-    assert (out[~mask] == 0.0).all()
-    assert (out[mask] != 0.0).all()
-    assert link.book.forward_uses == 3 * 2
-    with pytest.raises(ModelError, match=r"\[..., 8\]"):
-        link(vectors_of(2, 5))
-    with pytest.raises(ModelError, match="num_uses"):
-        LearnedLink(width=8, spec=spec_of(), seed=0, num_uses=0)

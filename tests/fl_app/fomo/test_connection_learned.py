@@ -1,0 +1,90 @@
+"""Learned links: gradients, tuning through noise, and what they are measured on."""
+
+import numpy as np
+import pytest
+import torch
+
+from fl_app.errors import ModelError
+from fl_app.fomo.connection_learned import LearnedLink
+from fl_app.seeding import generator
+from tests.connection_fixtures import spec_of, vectors_of
+
+
+def test_a_learned_links_gradients_are_autograds_through_the_same_channel() -> None:
+    """Without noise; the oracle writes the complex maps out and lets autograd work."""
+    link = LearnedLink(width=6, spec=spec_of(), seed=0, num_outputs=5)
+    link.redraw(0)
+    channel = torch.from_numpy(link.spec.draw(0, "local", 0, 0)[0]).to(torch.complex64)
+    vectors = vectors_of(7, 6)
+    gradient = vectors_of(7, 5, seed=1).detach()
+    link(vectors).backward(gradient)
+    given = [vectors.grad, link.precoder.grad, link.combiner.grad]
+    plain = vectors.detach().clone().requires_grad_()
+    precoder = link.precoder.detach().clone().requires_grad_()
+    combiner = link.combiner.detach().clone().requires_grad_()
+    real, imaginary = precoder.chunk(2)
+    sent = plain.to(torch.complex64) @ torch.complex(real, imaginary).T
+    sent = sent.view(7, link.num_uses, 4)
+    sent = sent / sent.abs().square().sum(-1).mean().sqrt()
+    heard = (sent @ channel.T).flatten(1)
+    received = torch.cat([heard.real, heard.imag], dim=1)
+    torch.nn.functional.layer_norm(received @ combiner.T, (5,)).backward(gradient)
+    for ours, theirs in zip(given, (plain.grad, precoder.grad, combiner.grad), strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+    assert link.book.forward_uses == link.book.backward_uses == 7 * 2
+
+
+def test_a_learned_link_learns_through_the_noise() -> None:
+    """Normalised vectors through a static channel it is never told: the error falls below 1/10."""
+    spec = spec_of(tx_snr_db=15.0, gradient_tx_snr_db=15.0)
+    link = LearnedLink(width=8, spec=spec, seed=0)
+    link.redraw(0)
+    optimiser = torch.optim.Adam(link.parameters(), lr=0.02)
+    rng = generator(0, "toy")
+    losses = []
+    for _ in range(300):
+        drawn = torch.from_numpy(rng.standard_normal((32, 8)).astype(np.float32))
+        wanted = torch.nn.functional.layer_norm(drawn, (8,))
+        loss = (link(wanted) - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
+
+
+def test_a_learned_links_padding_is_not_sent() -> None:
+    link = LearnedLink(width=8, spec=spec_of(rotation=True), seed=0)
+    link.redraw(0)
+    mask = torch.tensor([[True, False], [True, True]])
+    out = link(vectors_of(2, 2, 8), mask)
+    assert (out[~mask] == 0.0).all()
+    assert (out[mask] != 0.0).all()
+    assert link.book.forward_uses == 3 * 2
+    with pytest.raises(ModelError, match=r"\[..., 8\]"):
+        link(vectors_of(2, 5))
+    with pytest.raises(ModelError, match="num_uses"):
+        LearnedLink(width=8, spec=spec_of(), seed=0, num_uses=0)
+
+
+def test_a_learned_link_is_measured_on_the_channel_it_was_tuned_on() -> None:
+    """Nobody knows the channel, so any other makes the tuned link worthless; only noise is new."""
+    vectors = vectors_of(4, 8).detach()
+    quiet = LearnedLink(width=8, spec=spec_of(), seed=0)
+    with pytest.raises(ModelError, match="redraw"):
+        quiet.measure()
+    quiet.redraw(2, device=1)
+    tuned_on = quiet(vectors)
+    quiet.measure()
+    assert torch.equal(quiet(vectors), tuned_on)
+    assert torch.equal(quiet(vectors), tuned_on)
+    noisy = LearnedLink(width=8, spec=spec_of(tx_snr_db=3.0), seed=0)
+    noisy.redraw(2, device=1)
+    outputs = [noisy(vectors)]
+    for _ in range(2):
+        noisy.measure()
+        outputs += [noisy(vectors), noisy(vectors)]
+    assert len({out.detach().numpy().tobytes() for out in outputs[:3]}) == 3
+    assert all(torch.equal(outputs[i], outputs[i + 2]) for i in (1, 2))
