@@ -150,9 +150,11 @@ class Connection(AirModule):
             unit = unit @ self._rotation.to(unit)
         streams = link.to_streams(unit, back=back)
         power = streams.square().sum(-1).mean(0)
-        self._book(len(vectors), int((power > 0.0).sum()), back=back)
+        speaks = power > 0.0
+        num_uses = int(speaks.sum())
+        self._book(len(vectors), num_uses, back=back)
         if not self.spec.power_per_use:
-            power = power.mean().expand_as(power)
+            power = speaks * (power.sum() / max(num_uses, 1))
         heard = self._hear(streams, power, link, back=back)
         noise = self._noise(streams, power, back=back)
         if heard is None:  # exactly W: no need to compute it in pieces

@@ -1,10 +1,13 @@
 """Federations whose devices and server tune and measure through a neural connection."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
+from fl_app import wire
 from fl_app.bench import measure_emulator, measure_plug_in, prepare
 from fl_app.config import load_config, to_dict
 from fl_app.errors import ConfigError, ModelError
@@ -15,6 +18,7 @@ from fl_app.schema import ConnectionConfig
 from fl_app.seeding import generator
 from fl_app.settings import link_spec
 from fl_app.variants import as_reference
+from tests import fakes
 from tests.federation_fixtures import (
     NUM_DEVICES,
     NUM_ROUNDS,
@@ -54,6 +58,9 @@ def test_words_of_the_command_line_make_a_link() -> None:
         "connection.gradient_tx_snr_db=-inf",
         "connection.csi_error=2",
         "connection.peak_db=-3",
+        "connection.bandwidth_hz=0",
+        "connection.tx_power_dbm=inf",
+        "connection.gradient_tx_power_dbm=nan",
         "connection.learned=true connection.carries=lora_a",
     ],
 )
@@ -112,6 +119,66 @@ def test_what_crosses_is_in_the_ledger(player: Player) -> None:
     assert side > 0
     assert side % (NUM_DEVICES * NUM_ROUNDS) == 0
     assert player.play(warm=True).outcome.ledger.as_dict()["connection_uses"] == 0
+
+
+def test_seconds_and_joules_are_uses_over_the_bandwidth_times_power(player: Player) -> None:
+    """Everything that goes forward comes back here: 0.1 W one way, 1 W the other, 2 MHz."""
+    words = ("connection.bandwidth_hz=2e6", "connection.tx_power_dbm=20")
+    played = player.play(CUT, *words, "connection.gradient_tx_power_dbm=30", warm=True)
+    account: Any = played.outcome.ledger.as_dict()
+    uses = account["connection_uses"]
+    assert uses > 0
+    assert account["connection_seconds"] == pytest.approx(uses / 2e6, rel=1e-12)
+    assert account["connection_joules"] == pytest.approx(uses / 2 * 0.1 / 2e6, rel=1e-12)
+    assert account["connection_server_joules"] == pytest.approx(uses / 2 * 1.0 / 2e6, rel=1e-12)
+    assert account["radio_seconds"] == account["radio_joules"] == 0.0
+    assert sum(row["connection_joules"] for row in account["per_round"]) == pytest.approx(
+        account["connection_joules"], rel=1e-12
+    )
+    equal = player.play(CUT, warm=True).outcome.ledger.as_dict()  # both with 23 dBm in 1 MHz
+    watt = 10.0**2.3 / 1e3
+    for key in ("connection_joules", "connection_server_joules"):
+        assert equal[key] == pytest.approx(uses / 2 * watt / 1e6, rel=1e-12)
+
+
+def test_the_channel_is_paid_for_although_an_update_is_refused(player: Player) -> None:
+    """What a refused device spent is in its reply; a silent one's cost nobody knows."""
+
+    def account(fault: fakes.Fault | None) -> Any:
+        faults = None if fault is None else {(1, 1): fault}
+        played = player.play(CUT, faults=faults, warm=True)
+        assert bool(played.dropped(1)) == (fault is not None)
+        return {k: v for k, v in played.outcome.ledger.as_dict()["per_round"][0].items()}  # type: ignore[index,union-attr]
+
+    def miscounts(_sent: Message, reply: Message) -> list[Message]:
+        metrics: Any = reply.content.metric_records[wire.METRICS]
+        metrics["forward_uses"] = -1
+        return [reply]
+
+    crossed = [f"connection_{part}" for part in ("uses", "seconds", "joules", "server_joules")]
+    honest = account(None)
+    for refused in (
+        fakes.update(fakes.one_entry(math.nan)),
+        fakes.config(layout_hash="another"),
+        fakes.damaged_in_transit,
+        fakes.without(wire.UPDATE),
+        fakes.answers_twice,  # the work was done once
+    ):
+        row = account(refused)
+        assert [row[key] for key in crossed] == [honest[key] for key in crossed]
+    unknown = [
+        account(fault)
+        for fault in (
+            fakes.vanishes,
+            fakes.raises(),
+            fakes.config(round=9),
+            fakes.without(wire.METRICS),
+            miscounts,
+        )
+    ]
+    for row in unknown:
+        assert 0 < row["connection_uses"] < honest["connection_uses"]
+        assert row == unknown[0] | {"uplink_bytes": row["uplink_bytes"]}
 
 
 def test_rounds_meet_other_channels(player: Player) -> None:

@@ -183,6 +183,25 @@ def test_uses_and_side_information_are_booked() -> None:
     assert connection.book.forward_uses == 7
 
 
+def test_a_use_without_anything_to_send_is_neither_paid_for_nor_listened_to() -> None:
+    """Features 4 to 7 are all the mean; with one busy use one scale is that use's own, bit by bit.
+
+    Booked uses have mean power P then, which is what joules are computed from.
+    """
+    vectors = torch.full((50, 8), 2.0)
+    vectors[:, :4] += torch.tensor([1.0, -1.0, 3.0, -3.0]) * white_batch(50, 1)
+    outputs = []
+    for power_per_use in (True, False):
+        spec = spec_of(tx_snr_db=3.0, power_per_use=power_per_use)
+        connection = Connection(width=8, spec=spec, seed=0)
+        connection.redraw(0)
+        outputs.append(connection(vectors))
+        assert connection.book.forward_uses == 50
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0][:, 4:], vectors[:, 4:])
+    assert (outputs[0][:, :4] != vectors[:, :4]).all()
+
+
 def test_padding_costs_nothing_and_gets_no_noise() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     connection = Connection(width=8, spec=spec_of(tx_snr_db=0.0, gradient_tx_snr_db=0.0), seed=0)
