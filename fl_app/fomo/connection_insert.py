@@ -176,6 +176,30 @@ def insert_down_projections(
     return Insertion(connections, handles)
 
 
+def gradients_return(model: Any, *, block: int, blocks: Sequence[int] | None = None) -> bool:
+    """Tells whether anything in front of a cut is tuned, so that gradients cross it too.
+
+    Args:
+        model: as for ``insert_connection``, with its adapter; what is tuned requires gradients.
+        block: the first block behind the cut, by its index in the full model.
+        blocks: indices, in the full model, of the model's blocks in order; None if it is full.
+
+    Raises:
+        ModelError: the model does not have that block.
+    """
+    stacks = stack_paths(model)
+    place = _place_of(model, block, blocks)
+    for name, parameter in model.named_parameters():
+        found = block_of(name, stacks)
+        if found is None or not parameter.requires_grad:
+            continue
+        is_last = found[0] == stacks[-1]
+        # whatever a decoder's blocks in front of the cut read of a tuned encoder counts
+        if place > 0 and (found[1] < place or not is_last):
+            return True
+    return False
+
+
 def padding_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """Returns [batch, tokens], true for real tokens, from what a block is given; None if all are.
 

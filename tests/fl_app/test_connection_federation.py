@@ -1,5 +1,6 @@
 """Federations whose devices and server tune and measure through a neural connection."""
 
+import logging
 import math
 from typing import Any
 
@@ -209,6 +210,26 @@ def test_what_does_not_fit_is_refused_before_the_first_round(player: Player) -> 
     assert "no LoRA" in refused("connection.block=2", "connection.carries=lora_a")
     refusal = refused(CUT, "connection.carries=lora_a", "peft.aggregation=factors")
     assert "peft.aggregation=freeze-a" in refusal
+
+
+def test_a_cut_with_nothing_tuned_in_front_is_warned_of_once(
+    player: Player, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The split 0-3-2 of five blocks tunes blocks 3 and 4; only behind block 3 is one in front."""
+    split = [f"strategy.emulator.{side}={n}" for side, n in (("left", 0), ("middle", 3))]
+    for block, warned in ((3, 1), (4, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="deft"):
+            bench = prepare(
+                load_config(
+                    player.tiny.overrides(
+                        *split, "strategy.emulator.right=2", f"connection.block={block}"
+                    )
+                )
+            )
+        assert bench.split.outer == (3, 4)
+        assert caplog.text.count(f"connection.block={block}") == warned
+    assert "no gradient" not in caplog.text
 
 
 def test_comparison_runs_keep_the_connection_where_they_can(player: Player) -> None:
