@@ -162,7 +162,7 @@ def cells_of(chosen: argparse.Namespace) -> list[Cell]:
             *chosen.overrides,
         ]
         if chosen.learned:  # without CSI a link can only follow a channel that stays
-            words += ["connection.correlation=1", "connection.learned=true"]
+            words += ["connection.correlation=1"]
         shared = {"overrides": shlex.join(words), "seed": seed, "rounds": chosen.rounds}
         shared |= {"steps": chosen.steps, "learned": chosen.learned}
         cells.append(Cell(tx_snr_db=None, rotation=False, **shared))

@@ -48,9 +48,6 @@ class ConnectionConfig:
     peak_db: float | None = None
     """Limit of a device antenna's power over its mean, in dB, >= 0; what is louder is
     clipped. null: no limit."""
-    learned: bool = False
-    """Tune precoder and combiner without channel estimates. In central training alone: a mean over
-    devices, each with its own channel, would fit none of them."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -81,5 +78,3 @@ class ConnectionConfig:
         peak = self.peak_db
         ok = peak is None or 0 <= peak < math.inf
         require("connection.peak_db", peak, ok, "must be >= 0 dB and finite, or null")
-        ok = not self.learned or self.carries == "features"
-        require("connection.learned", self.learned, ok, "needs connection.carries=features")

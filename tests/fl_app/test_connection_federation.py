@@ -62,7 +62,6 @@ def test_words_of_the_command_line_make_a_link() -> None:
         "connection.bandwidth_hz=0",
         "connection.tx_power_dbm=inf",
         "connection.gradient_tx_power_dbm=nan",
-        "connection.learned=true connection.carries=lora_a",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(word: str) -> None:
@@ -206,7 +205,6 @@ def test_what_does_not_fit_is_refused_before_the_first_round(player: Player) -> 
 
     assert "[0, 2, 4]" in refused("connection.block=3")  # the full model has it, devices do not
     assert "connection.block=9" in refused("connection.block=9")
-    assert "connection.learned" in refused(CUT, "connection.learned=true")
     assert "no LoRA" in refused("connection.block=2", "connection.carries=lora_a")
     refusal = refused(CUT, "connection.carries=lora_a", "peft.aggregation=factors")
     assert "peft.aggregation=freeze-a" in refusal

@@ -10,9 +10,13 @@ from fl_app.seeding import generator
 from tests.connection_fixtures import spec_of, vectors_of
 
 
-def test_a_learned_links_gradients_are_autograds_through_the_same_channel() -> None:
+@pytest.mark.parametrize("power_per_use", [False, True])
+def test_a_learned_links_gradients_are_autograds_through_the_same_channel(
+    power_per_use: bool,
+) -> None:
     """Without noise; the oracle writes the complex maps out and lets autograd work."""
-    link = LearnedLink(width=6, spec=spec_of(), seed=0, num_outputs=5)
+    spec = spec_of(power_per_use=power_per_use)
+    link = LearnedLink(width=6, spec=spec, seed=0, num_outputs=5)
     link.redraw(0)
     channel = torch.from_numpy(link.spec.draw(0, "local", 0, 0)[0]).to(torch.complex64)
     vectors = vectors_of(7, 6)
@@ -25,7 +29,8 @@ def test_a_learned_links_gradients_are_autograds_through_the_same_channel() -> N
     real, imaginary = precoder.chunk(2)
     sent = plain.to(torch.complex64) @ torch.complex(real, imaginary).T
     sent = sent.view(7, link.num_uses, 4)
-    sent = sent / sent.abs().square().sum(-1).mean().sqrt()
+    power = sent.abs().square().sum(-1)
+    sent = sent / (power.mean(0)[:, None] if power_per_use else power.mean()).sqrt()
     heard = (sent @ channel.T).flatten(1)
     received = torch.cat([heard.real, heard.imag], dim=1)
     torch.nn.functional.layer_norm(received @ combiner.T, (5,)).backward(gradient)
@@ -34,6 +39,8 @@ def test_a_learned_links_gradients_are_autograds_through_the_same_channel() -> N
         assert theirs is not None
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
     assert link.book.forward_uses == link.book.backward_uses == 7 * 2
+    # the combiner needs no scale; gradients do, one for the block or one per use
+    assert (link.book.forward_bytes, link.book.backward_bytes) == (0, 8 * (1 + power_per_use))
 
 
 def test_a_learned_link_learns_through_the_noise() -> None:
@@ -88,3 +95,34 @@ def test_a_learned_link_is_measured_on_the_channel_it_was_tuned_on() -> None:
         outputs += [noisy(vectors), noisy(vectors)]
     assert len({out.detach().numpy().tobytes() for out in outputs[:3]}) == 3
     assert all(torch.equal(outputs[i], outputs[i + 2]) for i in (1, 2))
+
+
+@pytest.mark.parametrize("power_per_use", [False, True])
+def test_a_learned_links_gradients_carry_the_noise_of_their_power(power_per_use: bool) -> None:
+    """N(0, sigma^2 p_u / 2) per real at the device's antennas, p_u the power of use u, or the mean.
+
+    Read where the noise enters: what the antennas hear, less what they hear without noise. Five
+    standard errors of 4000 squared draws per use.
+    """
+    spec = spec_of(gradient_tx_snr_db=4.0, power_per_use=power_per_use)
+    link = LearnedLink(width=8, spec=spec, seed=0)
+    link.redraw(0)
+    gradients = torch.randn(500, 2, 12, generator=torch.Generator().manual_seed(1))
+    gradients[:, 1] *= 10.0
+    heard = link.propagate(gradients, link._channel, back=True) - gradients @ link._channel
+    squares = heard.square().flatten(0, 1).view(500, 2, 8).transpose(0, 1).flatten(1)
+    powers = gradients.square().sum(-1).mean(0)
+    if not power_per_use:
+        powers = powers.mean().expand(2)
+    wanted = 0.5 * 10.0**-0.4 * powers
+    spread = squares.std(1) / squares.shape[1] ** 0.5
+    assert ((squares.mean(1) - wanted).abs() <= 5.0 * spread).all()
+
+
+@pytest.mark.parametrize("option", [{"csi_error": 0.1}, {"peak_db": 6.0}])
+def test_what_means_nothing_for_a_learned_link_is_refused_by_name(
+    option: dict[str, float],
+) -> None:
+    (name,) = option
+    with pytest.raises(ModelError, match=f"{name}=.*learned"):
+        LearnedLink(width=8, spec=spec_of(**option), seed=0)
