@@ -3,6 +3,7 @@
 After Yang et al. 2023 (arXiv:2210.04742). Device and server tune parameters on both sides of the
 connection; what crosses it is analog and noisy, forward and backward. ``connection_link`` holds the
 design, ``connection_insert`` puts a connection into a model. All tokens of a pass are one *block*.
+The reference, in NumPy and antenna by antenna, is ``fl_app.wireless.mimo``.
 """
 
 from typing import Any
