@@ -80,8 +80,8 @@ def run_cell(cell: Cell) -> Row:
     """Tunes and measures once; the connection is removed again afterwards.
 
     Returns:
-        Accuracy on the test rows, last loss, channel uses and side information of the tuning, and
-        seconds.
+        Accuracy on the test rows, last loss, channel uses and side information of the tuning, the
+        connection's NMSE and clipping on the test rows, and seconds.
     """
     started = time.monotonic()
     bench, encoded, start = _prepared(cell.overrides)
@@ -122,6 +122,7 @@ def run_cell(cell: Cell) -> Row:
         if link is not None:
             link.measure()
         accuracy = evaluate(bench.full.model, bench.task, bench.test)
+        figures = {} if link is None else link.figures()
     finally:
         if link is not None:
             link.remove()
@@ -134,6 +135,7 @@ def run_cell(cell: Cell) -> Row:
         "loss": loss,
         "steps": steps,
         **book,
+        **figures,
         "seconds": time.monotonic() - started,
     }
 

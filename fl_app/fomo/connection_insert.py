@@ -14,7 +14,7 @@ from torch import nn
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, stack_paths
 from fl_app.fomo.connection import Connection
-from fl_app.fomo.connection_air import AirModule, ConnectionBook
+from fl_app.fomo.connection_air import AirModule, ConnectionBook, MeasuredErrors
 from fl_app.fomo.connection_learned import LearnedLink
 from fl_app.fomo.connection_link import LinkSpec
 
@@ -42,6 +42,11 @@ class Insertion:
         """From here on every pass is drawn to measure; see ``measure`` of the connection's kind."""
         for connection in self.connections.values():
             connection.measure()
+
+    def figures(self) -> dict[str, float]:
+        """Returns the errors measured since ``measure``, all connections together."""
+        accounts = (connection.measured for connection in self.connections.values())
+        return sum(accounts, MeasuredErrors()).figures()
 
     @property
     def book(self) -> ConnectionBook:

@@ -35,6 +35,9 @@ _NAMES = {
     "num_parameters": "parameters",
     "num_blocks": "blocks",
     "plug_in": "plug-in",
+    "connection_nmse": "connection NMSE",
+    "connection_clipping_nmse": "of this clipping",
+    "connection_clipped_share": "symbols clipped",
 }
 _ALT = {
     "ladder.png": "Bar chart of the five figures in the table above",

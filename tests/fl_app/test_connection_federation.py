@@ -181,6 +181,32 @@ def test_the_channel_is_paid_for_although_an_update_is_refused(player: Player) -
         assert row == unknown[0] | {"uplink_bytes": row["uplink_bytes"]}
 
 
+def test_every_round_says_how_well_the_connection_did(player: Player) -> None:
+    """The NMSE while the plug-in figure is measured: -10 dB for +10 dB of tx-SNR, 0 for inf."""
+
+    def figures(*words: str) -> list[dict[str, float]]:
+        played = player.play(CUT, *words, warm=True, measure_rounds=True)
+        return [
+            {k: v for k, v in record.metrics.items() if k.startswith("connection")}  # type: ignore[misc]
+            for record in played.outcome.rounds
+        ]
+
+    loud, quiet = figures("connection.tx_snr_db=10"), figures("connection.tx_snr_db=20")
+    assert len(loud) == NUM_ROUNDS + 1
+    assert [set(row) for row in loud] == [{"connection_nmse"}] * len(loud)
+    # before the first round both measure the same adapter through the same draws
+    ratio = loud[0]["connection_nmse"] / quiet[0]["connection_nmse"]
+    assert ratio == pytest.approx(10.0, rel=1e-4)
+    assert figures("connection.tx_snr_db=inf") == [{"connection_nmse": 0.0}] * len(loud)
+    clipped = figures("connection.tx_snr_db=inf", "connection.peak_db=0")
+    for row in clipped:
+        assert 0.0 < row["connection_clipping_nmse"]
+        assert row["connection_clipping_nmse"] == pytest.approx(row["connection_nmse"], rel=1e-4)
+        assert 0.0 < row["connection_clipped_share"] < 1.0
+    plain = player.play(warm=True, measure_rounds=True).outcome.rounds
+    assert not any("connection_nmse" in record.metrics for record in plain)
+
+
 def test_rounds_meet_other_channels(player: Player) -> None:
     """The same device and data with all else equal: only the round, hence the channel, differs."""
     bench, start = player.bench(player.tiny.overrides(CUT, "connection.tx_snr_db=0"))
