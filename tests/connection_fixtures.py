@@ -60,3 +60,38 @@ MAPS = [
     pytest.param(weight_of(16, 5), 5, id="up"),
     pytest.param(weight_of(9, 12, rank=2), 12, id="rank 2"),
 ]
+
+
+def rounding_bound(connection: Connection, vectors: torch.Tensor, *, back: bool = False) -> float:
+    """Bounds what float32 may change of a noise-free pass, forward or back.
+
+    A chain of matrix products changes an entry by at most eps / 2 of the same chain over magnitudes
+    for every rounding: one per term of each product, and a dozen for tables, scale and mean, whose
+    own values cancel. A whole eps covers what is of second order.
+    """
+    link, rotation = connection.link, connection._rotation
+    through = link.through.double().abs()
+    if (
+        connection.spec.peak_db is not None and not back
+    ):  # antenna by antenna; clipping only shrinks
+        through = link.launch.abs().double() @ link.capture.abs().double()
+    sizes = dataclasses.replace(
+        link, enter=link.enter.double().abs(), leave=link.leave.double().abs(), through=through
+    )
+    terms = vectors.detach().double().reshape(-1, vectors.shape[-1])
+    centre = 0.0 if back else float(terms.mean())
+    terms = terms.abs() + abs(centre)
+    weight = connection._weight
+    width = vectors.shape[-1] if weight is None else weight.shape[1 if back else 0]
+    base = abs(centre) * torch.ones(1)
+    if weight is not None and not back:
+        base = base * weight.double().abs().sum(1)
+    num_roundings = 12 + 2 * vectors.shape[-1] + 2 * len(through) + len(link.enter)
+    if rotation is not None:
+        num_roundings += 2 * len(rotation)
+        terms = terms @ rotation.double().abs()
+    heard = sizes.to_streams(terms, back=back) @ (through.T if back else through)
+    arrived = sizes.from_streams(heard, width, back=back)
+    if rotation is not None:
+        arrived = arrived @ rotation.double().abs().T
+    return num_roundings * EPS * float((arrived + base).max())
