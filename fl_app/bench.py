@@ -17,7 +17,7 @@ from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, load_backbone
-from fl_app.fomo.connection_insert import Insertion
+from fl_app.fomo.connection_insert import Insertion, gradients_return
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
 from fl_app.material import Material, dealing_columns, load_material
@@ -128,6 +128,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         **piece.facts,
         "adapter_parameters": sum(p.numel() for p in full.parameters.values()),
     }
+    _warn_of_one_way(config, full, blocks)
     return Bench(
         config=config,
         backbone=backbone,
@@ -152,6 +153,17 @@ def _piece(
             return cut_model(config, strategy, backbone, task, public, material.digest)
         case _:
             raise ConfigError(f"strategy {type(config.strategy).__name__} has no server side")
+
+
+def _warn_of_one_way(config: Config, full: Adapter, blocks: tuple[int, ...]) -> None:
+    """Says so where no gradient will cross the neural connection."""
+    block = config.connection.block
+    if block is not None and not gradients_return(full.bare_model, block=block, blocks=blocks):
+        log.warning(
+            "connection.block=%d: nothing in front of it is tuned, so no gradient returns over the "
+            "air; strategy.emulator.left and right say which blocks are tuned",
+            block,
+        )
 
 
 def _require_dealing(config: Config, material: Material) -> None:

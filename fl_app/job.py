@@ -77,7 +77,10 @@ def federate(
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = wire.from_blob(wire.blob_of(arrays))
         if measure_rounds:
-            measured[server_round] = measure(bench, outcome.adapter, bench.round_test)
+            measured[server_round] = {
+                **measure(bench, outcome.adapter, bench.round_test),
+                **({} if bench.full_link is None else bench.full_link.figures()),
+            }
         _progress(config, server_round, strategy.rounds, measured.get(server_round, {}))
         return None
 

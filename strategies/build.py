@@ -13,6 +13,7 @@ from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
     Config,
+    ConnectionConfig,
     DigitalChannel,
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
@@ -39,6 +40,7 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
 from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
@@ -231,6 +233,17 @@ def _require_pairs(config: Config, aggregation: str) -> None:
             raise ConfigError(f"{only}a radio channel would distort it, choose channel=ideal")
 
 
+def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
+    """Returns what books the neural connections of a run."""
+    back_dbm = connection.gradient_tx_power_dbm
+    return Crossings(
+        ledger=ledger,
+        bandwidth_hz=connection.bandwidth_hz,
+        tx_power=dbm_to_watt(connection.tx_power_dbm),
+        gradient_tx_power=dbm_to_watt(connection.tx_power_dbm if back_dbm is None else back_dbm),
+    )
+
+
 def build_strategy(
     config: Config,
     *,
@@ -259,6 +272,7 @@ def build_strategy(
         "space": space,
         "rule": build_rule(config.strategy.server_rule),
         "ledger": ledger,
+        "crossings": _crossings(config.connection, ledger),
         "layout_hash": layout_hash,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": _per_round(config, roster),
