@@ -42,7 +42,8 @@ from fl_app.settings import (
 )
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
-from strategies.build import build_rule, require_fit
+from strategies.build import build_rule
+from strategies.fit import require_fit
 
 log = logging.getLogger("deft")
 _MEASURED_AT_ONCE = 32

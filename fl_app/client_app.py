@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.cache import cache_of
-from fl_app import wire
+from fl_app import hello_wire
 
 app = ClientApp()
 
@@ -17,7 +17,7 @@ app = ClientApp()
 def hello(message: Message, context: Context) -> Message:
     """Says which partition this node is and which emulators it holds."""
     partition = int(str(context.node_config["partition-id"]))
-    return wire.hello_reply(message, partition, cache_of(context).names(partition))
+    return hello_wire.hello_reply(message, partition, cache_of(context).names(partition))
 
 
 @app.train("emulator")

@@ -19,7 +19,8 @@ from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
 from fl_app.schema import Config
 from fl_app.updates import Update
-from strategies.build import build_strategy, require_enough
+from strategies.build import build_strategy
+from strategies.fit import require_enough
 from strategies.roster import call_roster
 from strategies.round_log import RoundLog
 

@@ -5,9 +5,7 @@ says where a stream is to be opened. Blobs are opaque here; ``fl_app.payload`` s
 """
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -62,7 +60,7 @@ def device_of(message: Message) -> int:
     Raises:
         WireError: ``missing``.
     """
-    return int(_field(_config(message), wire.DEVICE, int))
+    return int(wire.field_of(_config(message), wire.DEVICE, int))
 
 
 def step_message(order: StepOrder, node: int, *, action: str, ttl_s: float) -> Message:
@@ -78,9 +76,9 @@ def read_step(message: Message) -> StepOrder:
     """
     config = _config(message)
     return StepOrder(
-        round=_field(config, wire.ROUND, int),
-        device=_field(config, wire.DEVICE, int),
-        step=_field(config, STEP, int),
+        round=wire.field_of(config, wire.ROUND, int),
+        device=wire.field_of(config, wire.DEVICE, int),
+        step=wire.field_of(config, STEP, int),
         blob=_checked_blob(message),
     )
 
@@ -135,14 +133,14 @@ def read_stream(message: Message) -> StreamOrder:
     """
     config = _config(message)
     return StreamOrder(
-        round=_field(config, wire.ROUND, int),
-        device=_field(config, wire.DEVICE, int),
-        host=_field(config, HOST, str),
-        port=_field(config, PORT, int),
-        token=_field(config, TOKEN, str),
-        certificate=_field(config, CERTIFICATE, str),
-        max_bytes=_field(config, MAX_BYTES, int),
-        idle_s=_field(config, IDLE_S, float),
+        round=wire.field_of(config, wire.ROUND, int),
+        device=wire.field_of(config, wire.DEVICE, int),
+        host=wire.field_of(config, HOST, str),
+        port=wire.field_of(config, PORT, int),
+        token=wire.field_of(config, TOKEN, str),
+        certificate=wire.field_of(config, CERTIFICATE, str),
+        max_bytes=wire.field_of(config, MAX_BYTES, int),
+        idle_s=wire.field_of(config, IDLE_S, float),
     )
 
 
@@ -176,17 +174,10 @@ def _checked_blob(message: Message) -> bytes:
     if wire.BLOB not in record:
         raise WireError("missing", f"the message carries no '{STEP_BLOB}'")
     blob = wire.blob_of(record)
-    if zlib.crc32(blob) != _field(_config(message), wire.CRC, int):
+    if zlib.crc32(blob) != wire.field_of(_config(message), wire.CRC, int):
         raise WireError("damaged", "the blob's checksum differs")
     return blob
 
 
 def _config(message: Message) -> ConfigRecord:
     return message.content.config_records.get(wire.CONFIG, ConfigRecord())
-
-
-def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = record.get(key)
-    if type(value) is not kind:  # bool is an int for isinstance, and no round number
-        raise WireError("missing", f"'{key}' should be {kind.__name__}, got {value!r}")
-    return value

@@ -27,25 +27,14 @@ ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
 MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
 NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
 STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
-PARTITION, HELD = "partition", "held"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
 CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
 """Counted at a device's neural connection; forward is from device to server."""
 
-ACTION_HELLO = "query.hello"
 ACTION_TRAIN = "train.emulator"
 
 _MAX_EXAMPLES = 1_000_000_000
 """Weights come from devices and are trusted up to this many examples."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    """What a node says of itself: its stable partition and the emulators it holds already."""
-
-    node: int
-    partition: int
-    held: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -100,31 +89,6 @@ def from_blob(blob: bytes) -> Update:
         raise WireError("damaged", f"the payload is no safetensors blob: {error}") from error
 
 
-def hello_message(node: int) -> Message:
-    """Asks a node who it is."""
-    return Message(RecordDict({CONFIG: ConfigRecord({STATUS: STATUS_OK})}), node, ACTION_HELLO)
-
-
-def hello_reply(message: Message, partition: int, held: list[str]) -> Message:
-    """Says who this node is."""
-    # An empty list breaks Flower's byte count, hence one string.
-    config = ConfigRecord({PARTITION: partition, HELD: ",".join(held) or "-"})
-    return Message(RecordDict({CONFIG: config}), reply_to=message)
-
-
-def read_hello(message: Message) -> Hello:
-    """Reads a node's answer.
-
-    Raises:
-        WireError: a key is missing or of the wrong type.
-    """
-    config = message.content.config_records.get(CONFIG, ConfigRecord())
-    partition = _field(config, PARTITION, int)
-    held = _field(config, HELD, str)
-    names = frozenset(held.split(",")) - {"-"}
-    return Hello(node=message.metadata.src_node_id, partition=partition, held=names)
-
-
 def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
     """Builds the message that sends one device to work.
 
@@ -160,17 +124,17 @@ def read_order(message: Message) -> Order:
     if ADAPTER not in content.array_records:
         raise WireError("missing", f"the message carries no '{ADAPTER}'")
     blob = blob_of(content.array_records[ADAPTER])
-    if zlib.crc32(blob) != _field(config, CRC, int):
+    if zlib.crc32(blob) != field_of(config, CRC, int):
         raise WireError("damaged", "the adapter's checksum differs")
     emulator = content.array_records.get(EMULATOR)
     return Order(
-        round=_field(config, ROUND, int),
-        device=_field(config, DEVICE, int),
-        num_devices=_field(config, NUM_DEVICES, int),
-        model_hash=_field(config, MODEL_HASH, str),
+        round=field_of(config, ROUND, int),
+        device=field_of(config, DEVICE, int),
+        num_devices=field_of(config, NUM_DEVICES, int),
+        model_hash=field_of(config, MODEL_HASH, str),
         adapter=from_blob(blob),
         emulator=None if emulator is None else blob_of(emulator),
-        proximal_mu=_field(config, PROXIMAL_MU, float),
+        proximal_mu=field_of(config, PROXIMAL_MU, float),
     )
 
 
@@ -251,7 +215,7 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     if UPDATE not in content.array_records or BLOB not in content.array_records[UPDATE]:
         raise WireError("missing", f"the reply carries no '{UPDATE}'")
     blob = blob_of(content.array_records[UPDATE])
-    if zlib.crc32(blob) != _field(config, CRC, int):
+    if zlib.crc32(blob) != field_of(config, CRC, int):
         raise WireError("damaged", "the update's checksum differs")
     metrics = content.metric_records.get(METRICS, MetricRecord())
     reply = check_update(
@@ -274,10 +238,10 @@ def check_update(
     Raises:
         WireError: see ``read_update``.
     """
-    _same("wrong-round", ROUND, _field(facts, ROUND, int), order.round)
-    _same("wrong-device", DEVICE, _field(facts, DEVICE, int), order.device)
-    _same("wrong-model", MODEL_HASH, _field(facts, MODEL_HASH, str), order.model_hash)
-    _same("wrong-layout", LAYOUT_HASH, _field(facts, LAYOUT_HASH, str), layout_hash)
+    _same("wrong-round", ROUND, field_of(facts, ROUND, int), order.round)
+    _same("wrong-device", DEVICE, field_of(facts, DEVICE, int), order.device)
+    _same("wrong-model", MODEL_HASH, field_of(facts, MODEL_HASH, str), order.model_hash)
+    _same("wrong-layout", LAYOUT_HASH, field_of(facts, LAYOUT_HASH, str), layout_hash)
     _same(
         "wrong-shape",
         "names and shapes",
@@ -288,8 +252,8 @@ def check_update(
     _same("wrong-dtype", "dtypes", dtypes, {"float32"})
     if not is_finite(update):
         raise WireError("not-finite", "the update holds NaN or infinity")
-    num_examples = _field(facts, NUM_EXAMPLES, int)
-    loss, seconds = _field(facts, LOSS, float), _field(facts, SECONDS, float)
+    num_examples = field_of(facts, NUM_EXAMPLES, int)
+    loss, seconds = field_of(facts, LOSS, float), field_of(facts, SECONDS, float)
     if not 0 < num_examples <= _MAX_EXAMPLES:
         raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
     if not np.isfinite(loss):
@@ -308,13 +272,18 @@ def counts_of(content: RecordDict) -> dict[str, int]:
     metrics = content.metric_records.get(METRICS, MetricRecord())
     if not any(name in metrics for name in CROSSED):
         return {}
-    counts = {name: _field(metrics, name, int) for name in CROSSED}
+    counts = {name: field_of(metrics, name, int) for name in CROSSED}
     if min(counts.values()) < 0:
         raise WireError("bad-count", f"{counts} must all be >= 0")
     return counts
 
 
-def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:
+def field_of(record: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Returns one entry of a record.
+
+    Raises:
+        WireError: ``missing``, or not exactly of this type.
+    """
     value = record.get(key)
     if type(value) is not kind:  # bool is an int for isinstance, and no round number
         raise WireError("missing", f"'{key}' should be {kind.__name__}, got {value!r}")

@@ -22,7 +22,7 @@ from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from scripts.bytes_curves import Row, draw, row_of, save, show, summarise
 from scripts.runs import finished, made
-from strategies.build import require_fit
+from strategies.fit import require_fit
 
 EXPERIMENTS = {
     "sst2": ("sst2_gradient", "sst2_emulator", "sst2"),

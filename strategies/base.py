@@ -1,4 +1,4 @@
-"""The one skeleton of a federated round; a variant says only what devices download.
+"""The one skeleton of a federated round; a variant says how devices are asked.
 
 A Flower ``Strategy``: ``start`` is Flower's own loop. How updates travel (``Uplink``), in which
 space LoRA is combined (``LoraSpace``) and which rule moves the adapter (``ServerRule``) are
@@ -17,11 +17,11 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_app import updates, wire
 from fl_app.errors import RunError, WireError
+from fl_app.fomo.package import content_hash
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
-from strategies.crossings import Crossings
-from strategies.judge import by_device, judge
+from strategies.judge import by_device
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
@@ -35,12 +35,12 @@ class FederatedDeft(Strategy):
     """Server side of federated DEFT.
 
     Args:
+        blob: what devices download once, packed, addressed by its content hash.
         roster: the devices.
         uplink: how updates reach the server.
         space: in which space LoRA is combined.
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
-        crossings: books what devices' neural connections cost.
         layout_hash: of the server's adapter.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
@@ -51,12 +51,12 @@ class FederatedDeft(Strategy):
     def __init__(
         self,
         *,
+        blob: bytes,
         roster: Roster,
         uplink: Uplink,
         space: LoraSpace,
         rule: ServerRule,
         ledger: Ledger,
-        crossings: Crossings,
         layout_hash: str,
         aggregation: str,
         devices_per_round: int,
@@ -64,7 +64,8 @@ class FederatedDeft(Strategy):
         seed: int,
     ) -> None:
         self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
-        self._ledger, self._crossings, self._seed = ledger, crossings, seed
+        self._blob, self._hash = blob, content_hash(blob)
+        self._ledger, self._seed = ledger, seed
         self._aggregation, self._layout_hash = aggregation, layout_hash
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
@@ -77,22 +78,34 @@ class FederatedDeft(Strategy):
 
     # --- what a variant says ---------------------------------------------------------------
 
-    @property
     @abstractmethod
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Opens the round and writes its first messages, noted in ``_sent`` by device."""
+
+    @abstractmethod
+    def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
+        """Returns the answers that count, by device; books everybody else as dropped."""
+
+    # --- what devices download once --------------------------------------------------------
+
+    @property
     def model_hash(self) -> str:
         """Content hash of what devices compute on; replies must name the same."""
+        return self._hash
 
-    @abstractmethod
     def download(self, device: int) -> bytes | None:
-        """Returns what ``device`` must download this round besides the adapter, if anything."""
+        """Returns the blob for a device that is not known to hold it."""
+        return None if self._roster.holds(device, self._hash) else self._blob
 
-    @abstractmethod
     def acknowledge(self, device: int) -> None:
-        """Notes that a device answered, hence holds what it was sent."""
+        """A device holds the blob only once it has answered."""
+        self._roster.holders.setdefault(device, set()).add(self._hash)
 
-    @abstractmethod
     def forget(self, device: int) -> None:
-        """Notes that a device lost what it had been sent."""
+        """The device's copy is gone or damaged."""
+        self._roster.holders.get(device, set()).discard(self._hash)
 
     # --- Flower's interface ----------------------------------------------------------------
 
@@ -104,14 +117,6 @@ class FederatedDeft(Strategy):
             len(set(self._roster.node_of.values())),
             self._devices_per_round,
         )
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Draws devices and writes one message to each."""
-        self.open_round(server_round, arrays, grid)
-        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
-        return list(self._sent.values())
 
     def open_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Draws the round's devices and notes what each is to do."""
@@ -200,15 +205,6 @@ class FederatedDeft(Strategy):
 
     # --- parts of a round ------------------------------------------------------------------
 
-    def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
-        """Returns the answers that count, by device; books everybody else as dropped."""
-        answered = self._resend_lost(self._by_device(replies))
-        return [
-            reply
-            for device in sorted(self._orders)
-            for reply in self._judge(device, answered.get(device, []), book)
-        ]
-
     def combine(
         self, server_round: int, accepted: Sequence[wire.Reply], received: Received
     ) -> Update:
@@ -260,56 +256,9 @@ class FederatedDeft(Strategy):
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received
 
-    def _write(self, order: wire.Order, arrays: ArrayRecord) -> Message:
-        """Writes one device's message and books its payload."""
-        adapter_bytes = len(wire.blob_of(arrays))
-        self._book("downlink", order, "adapter", adapter_bytes)
-        if order.emulator is not None:
-            self._book("downlink", order, "emulator", len(order.emulator))
-        return wire.order_message(order, self._roster.node_of[order.device], arrays)
-
     def _by_device(self, replies: Iterable[Message]) -> dict[int, list[Message]]:
         asked = {m.metadata.message_id: device for device, m in self._sent.items()}
         return by_device(replies, asked)
-
-    def _resend_lost(self, answered: dict[int, list[Message]]) -> dict[int, list[Message]]:
-        """Sends the emulator again, within the round, to devices that lost their copy."""
-        # Who asks for it and answers all the same has answered twice; that is judged later.
-        lost = [d for d, rs in answered.items() if len(rs) == 1 and wire.lacks_emulator(rs[0])]
-        if not lost:
-            return answered
-        log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
-        arrays = wire.blob_record(wire.to_blob(self._adapter))
-        for device in sorted(lost):
-            self.forget(device)
-            old = self._orders[device]
-            order = wire.Order(**{**vars(old), "emulator": self.download(device)})
-            self._orders[device] = order
-            self._sent[device] = self._write(order, arrays)
-        again = [self._sent[device] for device in sorted(lost)]
-        replies = self._grid.send_and_receive(again, timeout=self._timeout_s)
-        kept = {device: r for device, r in answered.items() if device not in lost}
-        return {**kept, **self._by_device(replies)}
-
-    def _judge(self, device: int, messages: list[Message], book: RoundLog) -> list[wire.Reply]:
-        """Accepts a device's one valid answer; books it as dropped otherwise."""
-        order = self._orders[device]
-        if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
-            for message in messages:
-                self._book("uplink", order, "update", wire.uplink_bytes(message))
-        self._crossings.book(order, messages)
-        try:
-            reply = judge(messages, order=order, layout_hash=self._layout_hash, like=self._tuned)
-            self._require_finite(reply)
-        except WireError as error:
-            log.warning("round %d: device %d dropped: %s", order.round, device, error)
-            book.drop(device, error.reason)
-            return []
-        self.acknowledge(device)
-        self._ledger.book_seconds(
-            round=order.round, device=device, phase="local", seconds=reply.seconds
-        )
-        return [reply]
 
     def _require_finite(self, reply: wire.Reply) -> None:
         """Refuses an update that is finite itself but overflows where updates are combined."""

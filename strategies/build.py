@@ -4,11 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-import numpy as np
-
-from fl_app.errors import ConfigError, RunError
+from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
-from fl_app.privacy import require_accountant
 from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
@@ -19,7 +16,6 @@ from fl_app.schema import (
     GradientDownloadStrategy,
     IdealChannel,
     LoraConfig,
-    PromptTuningConfig,
     RadioChannel,
     ServerRuleConfig,
     SimulationFederation,
@@ -49,7 +45,7 @@ from strategies.gradient_round import GradientPlan
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
-from strategies.rules import COMPARING, ServerRule
+from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
@@ -145,92 +141,9 @@ def build_rule(rule: ServerRuleConfig) -> ServerRule:
     return ServerRule(rule.name, rule.options)
 
 
-def require_enough(config: Config, roster: Roster) -> None:
-    """Tries the server rule on as many updates as a round has; Flower must be running.
-
-    Raises:
-        ConfigError: the rule needs more.
-    """
-    rule, num_devices = build_rule(config.strategy.server_rule), _per_round(config, roster)
-    probe = {"probe": np.zeros(1, np.float32)}
-    rule.announce(1, probe)
-    try:
-        rule.apply(1, [probe] * num_devices, np.ones(num_devices))
-    except RunError as error:
-        raise ConfigError(
-            f"{error}; choose another strategy.server_rule, or more devices per round"
-        ) from error
-
-
-def _per_round(config: Config, roster: Roster) -> int:
+def num_per_round(config: Config, roster: Roster) -> int:
     """Returns how many devices a round has: fewer may have joined than were hoped for."""
     return min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
-
-
-def require_fit(config: Config) -> None:
-    """Checks that channel, LoRA space and rule go together.
-
-    Raises:
-        ConfigError: the channel hands over one mean, and something needs every device's update.
-    """
-    match config.channel, config.peft:
-        case RadioChannel(), LoraConfig(aggregation="exact"):
-            raise ConfigError(
-                "peft.aggregation=exact needs every device's factors, and this channel hands over "
-                "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
-            )
-    match config.strategy:
-        case GradientDownloadStrategy() as strategy:
-            _require_variant(config, strategy)
-    rule = config.strategy.server_rule
-    match config.channel:
-        case RadioChannel() if rule.name in COMPARING:
-            raise ConfigError(
-                f"strategy.server_rule.name={rule.name} compares devices, and this channel hands "
-                "over one mean; choose a rule that averages, or channel=ideal"
-            )
-
-
-def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None:
-    """Checks that variant and layout of the adapter go together."""
-    match strategy.variant, config.peft:
-        case ("prompt", PromptTuningConfig()) | ("cut" | "lora", LoraConfig()):
-            pass
-        case ("scalar", LoraConfig(aggregation=aggregation)):
-            _require_pairs(config, aggregation)
-        case ("prompt", _):
-            raise ConfigError("strategy.variant=prompt tunes a soft prompt; set peft=prompt")
-        case _:
-            raise ConfigError(f"strategy.variant={strategy.variant} tunes LoRA; set peft=lora")
-    if strategy.privacy.noise_multiplier > 0:
-        require_accountant()
-    if strategy.shared_gradient and strategy.variant in ("cut", "scalar"):
-        raise ConfigError(
-            "strategy.shared_gradient=true needs gradients of shared parameters, and there are "
-            f"none with strategy.variant={strategy.variant}; choose variant prompt or lora"
-        )
-    if config.connection.block is not None:
-        raise ConfigError(
-            "connection.block puts a neural connection inside an emulator; with "
-            "strategy=gradient_download set connection.block=null"
-        )
-
-
-def _require_pairs(config: Config, aggregation: str) -> None:
-    """Checks that the adapter of every round is a sum over directions."""
-    only = "strategy.variant=scalar keeps the adapter as one sum over its directions; "
-    rule = config.strategy.server_rule.name
-    if rule != "fedavg":
-        raise ConfigError(f"{only}strategy.server_rule.name={rule} is no sum, choose fedavg")
-    if aggregation not in ("freeze-a", "factors"):
-        raise ConfigError(
-            f"{only}peft.aggregation={aggregation} is none, choose freeze-a or factors"
-        )
-    match config.channel:
-        case IdealChannel():
-            pass
-        case _:
-            raise ConfigError(f"{only}a radio channel would distort it, choose channel=ideal")
 
 
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
@@ -267,24 +180,23 @@ def build_strategy(
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank)
     common: dict[str, Any] = {
+        "blob": blob,
         "roster": roster,
         "uplink": build_uplink(config.channel, config.seed),
         "space": space,
         "rule": build_rule(config.strategy.server_rule),
         "ledger": ledger,
-        "crossings": _crossings(config.connection, ledger),
         "layout_hash": layout_hash,
         "aggregation": aggregation_of(config.peft),
-        "devices_per_round": _per_round(config, roster),
+        "devices_per_round": num_per_round(config, roster),
         "timeout_s": config.federation.timeout_s,
         "seed": config.seed,
     }
     match config.strategy, server:
         case EmulatorDownloadStrategy(), _:
-            return EmulatorDownload(emulator=blob, **common)
+            return EmulatorDownload(crossings=_crossings(config.connection, ledger), **common)
         case GradientDownloadStrategy() as strategy, ScalarServer():
             return ScalarDownload(
-                front=blob,
                 server=server,
                 plan=ScalarPlan(
                     labels_at_server=strategy.labels == "server",
@@ -301,7 +213,6 @@ def build_strategy(
             )
         case GradientDownloadStrategy() as strategy, FeatureServer():
             return GradientDownload(
-                front=blob,
                 server=server,
                 plan=GradientPlan(
                     labels_at_server=strategy.labels == "server",
@@ -340,7 +251,7 @@ def build_transport(
             "set strategy.transport=messages, or start a node for each device"
         )
     # While the server waits for others, a device hears nothing: one exchange a pass, and two more.
-    passes = math.ceil(_per_round(config, roster) / strategy.max_in_flight)
+    passes = math.ceil(num_per_round(config, roster) / strategy.max_in_flight)
     return StreamTransport(
         roster,
         host=strategy.stream.host,

@@ -1,37 +1,94 @@
 """Federated DEFT by emulator download: devices tune against a compressed stand-in of the FoMo."""
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
-from fl_app.fomo.package import content_hash
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fl_app import wire
+from fl_app.errors import WireError
 from strategies.base import FederatedDeft
+from strategies.crossings import Crossings
+from strategies.judge import judge
+from strategies.round_log import RoundLog
+
+log = logging.getLogger("deft")
 
 
 class EmulatorDownload(FederatedDeft):
     """Sends each device the emulator once; later rounds carry only adapters.
 
     Args:
-        emulator: the packed emulator, addressed by its content hash.
-        **collaborators: see ``FederatedDeft``.
+        crossings: books what devices' neural connections cost.
+        **collaborators: see ``FederatedDeft``; the blob is the packed emulator.
     """
 
-    def __init__(self, *, emulator: bytes, **collaborators: Any) -> None:
+    def __init__(self, *, crossings: Crossings, **collaborators: Any) -> None:
         super().__init__(**collaborators)
-        self._emulator = emulator
-        self._hash = content_hash(emulator)
+        self._crossings = crossings
 
-    @property
-    def model_hash(self) -> str:
-        """Content hash of the emulator."""
-        return self._hash
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draws devices and writes one message to each."""
+        self.open_round(server_round, arrays, grid)
+        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
+        return list(self._sent.values())
 
-    def download(self, device: int) -> bytes | None:
-        """Returns the emulator for a device that is not known to hold it."""
-        return None if self._roster.holds(device, self._hash) else self._emulator
+    def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
+        """Returns the answers that count, by device; books everybody else as dropped."""
+        answered = self._resend_lost(self._by_device(replies))
+        return [
+            reply
+            for device in sorted(self._orders)
+            for reply in self._judge(device, answered.get(device, []), book)
+        ]
 
-    def acknowledge(self, device: int) -> None:
-        """A device holds the emulator only once it has answered."""
-        self._roster.holders.setdefault(device, set()).add(self._hash)
+    def _write(self, order: wire.Order, arrays: ArrayRecord) -> Message:
+        """Writes one device's message and books its payload."""
+        adapter_bytes = len(wire.blob_of(arrays))
+        self._book("downlink", order, "adapter", adapter_bytes)
+        if order.emulator is not None:
+            self._book("downlink", order, "emulator", len(order.emulator))
+        return wire.order_message(order, self._roster.node_of[order.device], arrays)
 
-    def forget(self, device: int) -> None:
-        """The device's copy is gone or damaged."""
-        self._roster.holders.get(device, set()).discard(self._hash)
+    def _resend_lost(self, answered: dict[int, list[Message]]) -> dict[int, list[Message]]:
+        """Sends the emulator again, within the round, to devices that lost their copy."""
+        # Who asks for it and answers all the same has answered twice; that is judged later.
+        lost = [d for d, rs in answered.items() if len(rs) == 1 and wire.lacks_emulator(rs[0])]
+        if not lost:
+            return answered
+        log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
+        arrays = wire.blob_record(wire.to_blob(self._adapter))
+        for device in sorted(lost):
+            self.forget(device)
+            old = self._orders[device]
+            order = wire.Order(**{**vars(old), "emulator": self.download(device)})
+            self._orders[device] = order
+            self._sent[device] = self._write(order, arrays)
+        again = [self._sent[device] for device in sorted(lost)]
+        replies = self._grid.send_and_receive(again, timeout=self._timeout_s)
+        kept = {device: r for device, r in answered.items() if device not in lost}
+        return {**kept, **self._by_device(replies)}
+
+    def _judge(self, device: int, messages: list[Message], book: RoundLog) -> list[wire.Reply]:
+        """Accepts a device's one valid answer; books it as dropped otherwise."""
+        order = self._orders[device]
+        if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
+            for message in messages:
+                self._book("uplink", order, "update", wire.uplink_bytes(message))
+        self._crossings.book(order, messages)
+        try:
+            reply = judge(messages, order=order, layout_hash=self._layout_hash, like=self._tuned)
+            self._require_finite(reply)
+        except WireError as error:
+            log.warning("round %d: device %d dropped: %s", order.round, device, error)
+            book.drop(device, error.reason)
+            return []
+        self.acknowledge(device)
+        self._ledger.book_seconds(
+            round=order.round, device=device, phase="local", seconds=reply.seconds
+        )
+        return [reply]

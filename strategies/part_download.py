@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 
 from fl_app import front_wire, wire
 from fl_app.errors import WireError
-from fl_app.fomo.package import content_hash
 from fl_app.payload import Scalar
 from fl_app.updates import Update
 from strategies.base import FederatedDeft
@@ -42,14 +41,12 @@ class PartDownload(FederatedDeft):
     """Sends devices their part of the model, and opens the round's conversation.
 
     Args:
-        front: the packed device part, addressed by its content hash.
         transport: the way to the devices.
-        **collaborators: see ``FederatedDeft``.
+        **collaborators: see ``FederatedDeft``; the blob is the packed device part.
     """
 
-    def __init__(self, *, front: bytes, transport: Transport, **collaborators: Any) -> None:
+    def __init__(self, *, transport: Transport, **collaborators: Any) -> None:
         super().__init__(**collaborators)
-        self._front, self._hash = front, content_hash(front)
         self._transport = transport
 
     @abstractmethod
@@ -67,23 +64,6 @@ class PartDownload(FederatedDeft):
         Returns:
             What every device that came through made.
         """
-
-    @property
-    def model_hash(self) -> str:
-        """Content hash of the device part."""
-        return self._hash
-
-    def download(self, device: int) -> bytes | None:
-        """Returns the device part for a device that is not known to hold it."""
-        return None if self._roster.holds(device, self._hash) else self._front
-
-    def acknowledge(self, device: int) -> None:
-        """A device holds its part once it has said so."""
-        self._roster.holders.setdefault(device, set()).add(self._hash)
-
-    def forget(self, device: int) -> None:
-        """The device's part is gone or damaged."""
-        self._roster.holders.get(device, set()).discard(self._hash)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fl_app import wire
+from fl_app import hello_wire
 from fl_app.errors import ConfigError, RunError, WireError
 from fl_app.schema import EdgeFederation, FederationConfig, SimulationFederation
 
@@ -57,7 +57,7 @@ def call_roster(grid: Grid, federation: FederationConfig) -> Roster:
         case _:
             raise ConfigError(f"federation of type {type(federation).__name__} is unknown")
     hellos = _ask(grid, nodes, federation)
-    by_partition: dict[int, wire.Hello] = {}
+    by_partition: dict[int, hello_wire.Hello] = {}
     for hello in hellos:
         known = by_partition.get(hello.partition)
         if known is not None and known.node != hello.node:
@@ -96,8 +96,8 @@ def _wait(grid: Grid, federation: FederationConfig, *, enough: int, settle: bool
     )
 
 
-def _ask(grid: Grid, nodes: list[int], federation: FederationConfig) -> list[wire.Hello]:
-    messages = [wire.hello_message(node) for node in nodes]
+def _ask(grid: Grid, nodes: list[int], federation: FederationConfig) -> list[hello_wire.Hello]:
+    messages = [hello_wire.hello_message(node) for node in nodes]
     hellos = []
     problems = []
     for reply in grid.send_and_receive(messages, timeout=federation.timeout_s):
@@ -105,7 +105,7 @@ def _ask(grid: Grid, nodes: list[int], federation: FederationConfig) -> list[wir
             problems.append(str(reply.error.reason)[:300])
             continue
         try:
-            hellos.append(wire.read_hello(reply))
+            hellos.append(hello_wire.read_hello(reply))
         except WireError as error:
             problems.append(str(error))
     for problem in problems:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fl_app.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Features:
@@ -55,3 +57,32 @@ class FeatureGradient:
         """Everything in it."""
         prompt = [] if self.prompt is None else [self.prompt]
         return [*(self.hidden or ()), *prompt, *self.parameters.values()]
+
+
+def require_shapes(one: Features, num_stacks: int, width: int) -> None:
+    """Checks that shapes fit each other and the model.
+
+    Args:
+        one: of one device.
+        num_stacks: of the model.
+        width: d of its states.
+
+    Raises:
+        ModelError: they do not.
+    """
+    rows = len(one.readout)
+    shapes = [tuple(state.shape) for state in one.hidden]
+    wanted = [(rows, mask.shape[1], width) for mask in one.masks]
+    last = one.masks[-1].shape[1] + (one.num_prompt if num_stacks == 1 else 0)
+    fits = (
+        len(shapes) == num_stacks
+        and shapes == wanted
+        and all(mask.shape[0] == rows for mask in one.masks)
+        and tuple(one.readout.shape) == (rows, last)
+        and (one.prompt is None or tuple(one.prompt.shape) == (one.num_prompt, width))
+    )
+    if not fits:
+        raise ModelError(
+            f"features of shapes {shapes}, masks {[tuple(m.shape) for m in one.masks]} and readout "
+            f"{tuple(one.readout.shape)} do not fit {num_stacks} stacks of width {width}"
+        )

@@ -11,7 +11,7 @@ from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.backbone import num_positions
-from fl_app.fomo.features import FeatureGradient, Features
+from fl_app.fomo.features import FeatureGradient, Features, require_shapes
 from fl_app.fomo.parts import TrunkPart, first_blocks, last_blocks
 from fl_app.fomo.passes import grouped
 from fl_app.fomo.rowwise import Weights, linear_maps, own_weights
@@ -160,7 +160,7 @@ class Trunk:
         Raises:
             ModelError: they do not fit each other or the model.
         """
-        _require_fit(features, len(first_blocks(self._model)), self.width)
+        require_shapes(features, len(first_blocks(self._model)), self.width)
         given = features.num_prompt + features.masks[0].shape[1]
         fewest, most = self._lengths()
         if len(features.readout) < 1 or not fewest <= given <= most:
@@ -284,23 +284,3 @@ def _masks(features: Sequence[Features], stack: int) -> torch.Tensor:
     ]
     longest = max(mask.shape[1] for mask in whole)
     return torch.cat([nn.functional.pad(mask, (0, longest - mask.shape[1])) for mask in whole])
-
-
-def _require_fit(one: Features, num_stacks: int, width: int) -> None:
-    """Checks shapes, so that a strange message fails alone and early."""
-    rows = len(one.readout)
-    shapes = [tuple(state.shape) for state in one.hidden]
-    wanted = [(rows, mask.shape[1], width) for mask in one.masks]
-    last = one.masks[-1].shape[1] + (one.num_prompt if num_stacks == 1 else 0)
-    fits = (
-        len(shapes) == num_stacks
-        and shapes == wanted
-        and all(mask.shape[0] == rows for mask in one.masks)
-        and tuple(one.readout.shape) == (rows, last)
-        and (one.prompt is None or tuple(one.prompt.shape) == (one.num_prompt, width))
-    )
-    if not fits:
-        raise ModelError(
-            f"features of shapes {shapes}, masks {[tuple(m.shape) for m in one.masks]} and readout "
-            f"{tuple(one.readout.shape)} do not fit {num_stacks} stacks of width {width}"
-        )

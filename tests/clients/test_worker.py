@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 
 from clients.build import _worker, worker_of
 from clients.worker import EmulatorSession
-from fl_app import wire
+from fl_app import hello_wire, wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
 from fl_app.errors import ConfigError, DataError, WireError
@@ -88,18 +88,20 @@ def _same(left: Update, right: Update) -> bool:
 
 def test_hello_tells_partition_and_what_is_held(bench: Bench, context: Make) -> None:
     node = context(2)
-    before = wire.read_hello(app(wire.hello_message(NODE), node))
+    before = hello_wire.read_hello(app(hello_wire.hello_message(NODE), node))
     assert (before.partition, before.held) == (2, frozenset())
     _train(node, _order(bench, device=2))
-    after = wire.read_hello(app(wire.hello_message(NODE), node))
+    after = hello_wire.read_hello(app(hello_wire.hello_message(NODE), node))
     assert after.held == {content_hash(bench.piece.blob)}
-    assert wire.read_hello(app(wire.hello_message(NODE), context(1))).held == frozenset()
+    assert (
+        hello_wire.read_hello(app(hello_wire.hello_message(NODE), context(1))).held == frozenset()
+    )
 
 
 def test_a_damaged_emulator_is_not_held(bench: Bench, context: Make, tmp_path: Path) -> None:
     _train(context(), _order(bench))
     (tmp_path / "cache" / "0" / content_hash(bench.piece.blob)).write_bytes(b"damaged")
-    assert wire.read_hello(app(wire.hello_message(NODE), context())).held == frozenset()
+    assert hello_wire.read_hello(app(hello_wire.hello_message(NODE), context())).held == frozenset()
 
 
 # --- train -------------------------------------------------------------------------------------

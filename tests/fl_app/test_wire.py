@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -141,29 +141,6 @@ def test_bytes_travel_in_a_record_unchanged_and_uncounted_for_nothing(blob: byte
     record = wire.blob_record(blob)
     assert wire.blob_of(record) == blob
     assert sum(len(array.data) for array in record.values()) == len(blob)
-
-
-# --- hello -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("held", [[], ["a" * 64], ["a" * 64, "b" * 64]])
-def test_hello_tells_partition_and_held_emulators(held: list[str]) -> None:
-    message = wire.hello_reply(wire.hello_message(NODE), 4, held)
-    hello = wire.read_hello(message)
-    assert (hello.node, hello.partition, hello.held) == (
-        message.metadata.src_node_id,
-        4,
-        frozenset(held),
-    )
-    assert message.content.config_records[wire.CONFIG].count_bytes() > 0  # "" and [] break it
-
-
-@pytest.mark.parametrize("spoilt", [{}, {"partition": "4", "held": "-"}, {"partition": 4}])
-def test_a_hello_without_its_fields_is_refused(spoilt: dict[str, Any]) -> None:
-    content = RecordDict({wire.CONFIG: ConfigRecord(spoilt)})
-    with pytest.raises(WireError) as error:
-        wire.read_hello(Message(content, reply_to=wire.hello_message(NODE)))
-    assert error.value.reason == "missing"
 
 
 # --- orders ------------------------------------------------------------------------------------
