@@ -112,6 +112,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     task = task_for(config, backbone.model, files=backbone.files, labels=backbone.labels)
     public = task.encode(material.public)
     carried = _set_pooler(config, backbone, task, public)
+    num_parameters = _count(backbone.model)  # before adapters are put into it
     piece = _piece(config, backbone, task, public, material)
     blocks = tuple(range(piece.split.total))
     full = adapter_for(
@@ -124,7 +125,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     )
     facts = {
         "name": _name(config.model),
-        "num_parameters": _count(backbone.model),
+        "num_parameters": num_parameters,
         "num_blocks": piece.split.total,
         **piece.facts,
         "adapter_parameters": sum(p.numel() for p in full.parameters.values()),

@@ -61,11 +61,24 @@ def test_every_way_to_combine_factors(player: Player, variant: str, how: str) ->
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_server_rules(player: Player, variant: str, rule: tuple[str, str]) -> None:
     name, options = rule
-    words = (f"strategy.server_rule.name={name}", f"'strategy.server_rule.options={options}'")
-    words = (words[0], words[1].strip("'"))
+    words = (f"strategy.server_rule.name={name}", f"strategy.server_rule.options={options}")
     played = _like_the_whole(player, variant, *words)
     plain = play(player, *words_of(variant, *SHORT))
     assert relative(played.adapter, plain.adapter, plain.start) > 1e-3  # the rule did something
+
+
+@pytest.mark.parametrize("labels", ["private", "server"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_device_s_own_class_balance_is_adjusted_for(
+    player: Player, variant: str, labels: str
+) -> None:
+    skewed = ("data.partition.kind=dirichlet", "data.public_fraction=0.2")
+    words = (*skewed, f"strategy.labels={labels}")
+    adjusted = play(player, *words_of(variant, *words, "finetune.logit_adjustment=1"))
+    whole = player.play(*WHOLE[variant], *STEPS, *skewed, "finetune.logit_adjustment=1")
+    assert relative(adjusted.adapter, whole.outcome.adapter, whole.start) < OFF
+    plain = play(player, *words_of(variant, *words))
+    assert relative(plain.adapter, adjusted.adapter, adjusted.start) > 1e-3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
