@@ -42,7 +42,8 @@ from fl_app.report import canvas
 from fl_app.report.canvas import FAINT, INK
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import ChannelState
-from fl_app.wireless.digital import SIDE_BITS, capacity_bits_per_use
+from fl_app.wireless.codes import SIDE_BITS
+from fl_app.wireless.ofdma import capacity_bits_per_use
 from fl_app.wireless.power import ZeroForcing
 from fl_app.wireless.report import airtime
 from fl_app.wireless.units import db_to_linear, dbm_to_watt
@@ -121,7 +122,7 @@ def round_cost(gains: Floats, noise_w: float, power_w: float, load: Payload) -> 
         },
         "joules": {
             "aircomp": float(air_joules.sum()),
-            "ofdma": float((power_w * np.ceil(bits / per_use) / load.bandwidth_hz).sum()),
+            "ofdma": float((power_w * bits / per_use / load.bandwidth_hz).sum()),
             "ofdma_all_power": float((power_w * own_s).sum()),
         },
         "identity_s": air_s * 2.0 * num_devices * load.bits / weakest,
@@ -167,7 +168,7 @@ def measure(
     noise_w = cell.noise_power_w()
     # A placement of K devices is the first K of the largest one.
     placements = [
-        cell.mean_gains(seed + number, max(NUM_DEVICES))
+        cell.mean_gains(seed + number, range(max(NUM_DEVICES)))
         for number in progress.track(range(num_placements), description="placements")
     ]
     fixed = np.full(max(NUM_DEVICES), db_to_linear(snr_db) * noise_w / power_w)

@@ -1,6 +1,7 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
         case DigitalChannel():
             setup = Ofdma(
                 bits=channel.bits,
-                bandwidth_hz=channel.bandwidth_hz,
+                **_band_options(channel),
                 target_bits_per_use=channel.target_bits_per_use,
                 gain_floor=channel.gain_floor,
                 max_uses_per_real=channel.max_uses_per_real,
@@ -71,6 +72,12 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             return DigitalUplink(radio=_radio(channel, seed, 1), setup=setup)
         case _:
             raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
+
+
+def _band_options(channel: RadioChannel) -> dict[str, Any]:
+    """Returns the options of ``fl_app.wireless.ofdma.Band``."""
+    names = ("bandwidth_hz", "power", "max_bits_per_use", "outage")
+    return {name: getattr(channel, name) for name in names}
 
 
 def _power_control(channel: AircompChannel) -> PowerControl:

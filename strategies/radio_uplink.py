@@ -95,6 +95,9 @@ class VoteUplink:
             "vote_error_rate_deviation": report.predicted_deviation,
         }
         row = None if votes is None else votes * self._sizes(sent)
+        exact = sent.weights @ sent.updates / sent.weights.sum()
+        off = exact if row is None else row - exact
+        figures["nmse"] = safe_ratio(float(off @ off), float(exact @ exact))
         return _received(row, sent, ~report.is_silent, figures, cost)
 
     def _sizes(self, sent: Sent) -> NDArray[np.float64]:
@@ -129,15 +132,19 @@ class DigitalUplink:
             self._setup,
             rng,
             power=self._radio.power,
+            blocks=sent.sizes,
         )
         cost = Airtime(
-            channel_uses=report.channel_uses,
+            channel_uses=report.channel_uses + report.control_uses,
             seconds=report.seconds,
             joules=report.joules,
             payload_bytes=report.payload_bytes,
-            control_bytes=np.zeros(len(sent.updates), np.int64),
+            control_bytes=report.control_bytes,
         )
         figures = {
+            "control_uses": float(report.control_uses),
+            "bits": float(report.bits),
+            "sent_share": report.sent_reals / sent.updates.shape[1],
             "nmse": report.realised_nmse,
             "nmse_predicted": report.predicted_nmse,
             "nmse_expected": safe_ratio(report.expected_mse, report.mean_energy),

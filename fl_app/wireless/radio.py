@@ -56,10 +56,12 @@ class Radio:
         Returns:
             The channel of these devices, in their order.
         """
-        total, chosen = max(devices) + 1, list(devices)
-        means = np.ones(total) if self.cell is None else self.cell.mean_gains(self.seed, total)
+        chosen = list(devices)
+        means = np.ones(len(chosen))
+        if self.cell is not None:
+            means = self.cell.mean_gains(self.seed, chosen)
         if self.num_antennas == 1:
-            whole = draw_state(
+            return draw_state(
                 self.fading,
                 self.seed,
                 round,
@@ -67,21 +69,15 @@ class Radio:
                 noise_power=self.noise_power,
                 csi_error=self.csi_error,
                 jitter_rad=self.jitter_rad,
+                devices=chosen,
             )
-            return ChannelState(
-                gains=whole.gains[chosen],
-                known_gains=whole.known_gains[chosen],
-                noise_power=whole.noise_power,
-                mean_gains=means[chosen],
-            )
-        small = draw_antenna_gains(self.fading, self.seed, round, total, self.num_antennas)
+        small = draw_antenna_gains(self.fading, self.seed, round, chosen, self.num_antennas)
         scale = np.sqrt(means)[:, None, None]
-        true = scale * jitter_phase(small, self.jitter_rad, self.seed, round)
-        known = scale * estimate_gains(small, self.csi_error, self.seed, round)
         return beamformed_state(
-            true[chosen],
-            known[chosen],
+            scale * jitter_phase(small, self.jitter_rad, self.seed, round, chosen),
+            scale * estimate_gains(small, self.csi_error, self.seed, round, chosen),
             weights / weights.sum(),
             noise_power=self.noise_power,
-            mean_gains=means[chosen],
+            mean_gains=means,
+            csi_error=self.csi_error,
         )

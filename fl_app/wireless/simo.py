@@ -82,6 +82,7 @@ def beamformed_state(
     *,
     noise_power: float,
     mean_gains: Floats,
+    csi_error: float = 0.0,
 ) -> ChannelState:
     """Combines the antennas; the result goes into any aggregation in place of one antenna.
 
@@ -91,6 +92,7 @@ def beamformed_state(
         amplitudes: see ``receive_beam``; the weights of the mean when spreads are not known yet.
         noise_power: sigma^2 at one antenna, independent between antennas.
         mean_gains: [num_devices] E|h|^2 at one antenna; gain floors stay relative to that.
+        csi_error: eps of the known coefficients; a beam of length 1 leaves it as it is.
 
     Returns:
         The channel behind the beams, same noise power.
@@ -111,4 +113,5 @@ def beamformed_state(
         known_gains=np.einsum("kmn,mn->km", known_gains, beams),
         noise_power=noise_power,
         mean_gains=mean_gains,
+        csi_error=csi_error,
     )

@@ -14,7 +14,8 @@ import pytest
 from fl_app.report import canvas
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import ChannelState
-from fl_app.wireless.digital import SIDE_BITS, Ofdma, aggregate_digitally
+from fl_app.wireless.codes import SIDE_BITS
+from fl_app.wireless.digital import Ofdma, aggregate_digitally
 from scripts import air_latency, air_nmse, nmse_curves
 from scripts.nmse_curves import NUM_ANTENNAS, Point, draw_channels, draw_updates
 from tests.oracles.air_digital import air_seconds, ofdma_seconds
@@ -278,9 +279,9 @@ def test_fixed_snr_seconds_and_joules(latency: tuple[Any, Path]) -> None:
         assert air == pytest.approx(air_seconds(1001, 1e6), rel=1e-3)  # half a use more
         assert row["seconds"]["ofdma"]["mean"] == pytest.approx(seconds)
         assert row["identity_s"]["mean"] == pytest.approx(identity)
-        # 128 bits of side information beside 12012, and half a use.
-        assert seconds == pytest.approx(identity * (12012 + 128) / 12012 * 1001 / 1002)
-        uses = math.ceil((12012 + 128) / math.log2(1.0 + snr))
+        # 64 bits of side information beside 12012, and half a use.
+        assert seconds == pytest.approx(identity * (12012 + SIDE_BITS) / 12012 * 1001 / 1002)
+        uses = (12012 + SIDE_BITS) / math.log2(1.0 + snr)
         assert row["joules"]["ofdma"]["mean"] == pytest.approx(count * power_w * uses / 1e6)
         assert row["joules"]["aircomp"]["mean"] == pytest.approx(count * power_w * air)
         assert row["aircomp_nmse"]["mean"] == pytest.approx(1.0 / (count * snr))
@@ -292,16 +293,16 @@ def test_cell_seconds_and_joules(latency: tuple[Any, Path]) -> None:
     cell = Cell(bandwidth_hz=1e6)
     noise_w = 10.0 ** ((-174.0 + 60.0 + 5.0 - 30.0) / 10.0)
     for row in latency[0]["settings"]["cell"]:
-        count, bits = row["num_devices"], 12012 + 128
+        count, bits = row["num_devices"], 12012 + SIDE_BITS
         found: dict[str, list[float]] = {name: [] for name in ("s", "own_s", "j", "own_j", "air_j")}
         for seed in (5, 6):
-            snrs = (power_w * cell.mean_gains(seed, count) / noise_w).tolist()
+            snrs = (power_w * cell.mean_gains(seed, range(count)) / noise_w).tolist()
             share = 1e6 / count
             times = [bits / (share * math.log2(1.0 + snr)) for snr in snrs]
             own = [bits / (share * math.log2(1.0 + count * snr)) for snr in snrs]
             found["s"].append(max(times))
             found["own_s"].append(max(own))
-            uses = [math.ceil(bits / math.log2(1.0 + snr)) for snr in snrs]
+            uses = [bits / math.log2(1.0 + snr) for snr in snrs]
             found["j"].append(math.fsum(power_w * use / 1e6 for use in uses))
             found["own_j"].append(math.fsum(power_w * time for time in own))
             spent = [power_w * min(snrs) / snr for snr in snrs]
@@ -330,12 +331,12 @@ def test_the_digital_baseline_takes_as_long() -> None:
         updates,
         np.ones(3),
         ChannelState(roots, roots, 0.05, gains),
-        Ofdma(bits=8, bandwidth_hz=2e5),
+        Ofdma(bits=8, bandwidth_hz=2e5, power="density"),
         np.random.default_rng(1),
         power=0.2,
     )
     assert cost["seconds"]["ofdma"] == pytest.approx(sent.seconds)
-    assert cost["joules"]["ofdma"] == pytest.approx(0.2 * sent.channel_uses / 2e5)
+    assert cost["joules"]["ofdma"] == pytest.approx(sent.joules.sum())
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_a_beam_lies_between_the_best_antenna_and_the_bound(
     seed: int, num_devices: int, num_antennas: int
 ) -> None:
     """min_k |h_k|^2 / a_k^2 bounds every beam (Cauchy-Schwarz); permutations change no gain."""
-    gains = draw_antenna_gains(Fading(), seed, 0, num_devices, num_antennas)[:, 0]
+    gains = draw_antenna_gains(Fading(), seed, 0, range(num_devices), num_antennas)[:, 0]
     amplitudes = np.random.default_rng(seed).uniform(0.2, 2.0, num_devices)
     beam = receive_beam(gains, amplitudes)
     assert np.linalg.norm(beam) == pytest.approx(1.0)
@@ -44,7 +44,7 @@ def test_random_search_seldom_finds_a_much_better_beam() -> None:
     """Over 20 channels, the best of 5000 random beams is on average below the designed one."""
     ratios = []
     for seed in range(20):
-        gains = draw_antenna_gains(Fading(), seed, 1, 6, 4)[:, 0]
+        gains = draw_antenna_gains(Fading(), seed, 1, range(6), 4)[:, 0]
         rng = np.random.default_rng(seed)
         tries = rng.standard_normal((5000, 4)) + 1j * rng.standard_normal((5000, 4))
         tries /= np.linalg.norm(tries, axis=1, keepdims=True)
@@ -58,7 +58,7 @@ def test_the_sum_behind_a_beam_is_exact_and_its_error_is_the_closed_form() -> No
     """MSE = sigma^2 max_k a_k^2 / |f^H h_k|^2, averaged over subcarriers."""
     rng = np.random.default_rng(1)
     updates, weights = rng.standard_normal((5, 60)), rng.uniform(1.0, 2.0, 5)
-    gains = draw_antenna_gains(Fading(num_subcarriers=2), 1, 0, 5, 4)
+    gains = draw_antenna_gains(Fading(num_subcarriers=2), 1, 0, range(5), 4)
     amplitudes = weights / weights.sum() * updates.std(axis=1)
     quiet = beamformed_state(gains, gains, amplitudes, noise_power=0.0, mean_gains=np.ones(5))
     mean, _ = aggregate(updates, weights, quiet, ZeroForcing(), rng)
@@ -75,7 +75,7 @@ def test_the_sum_behind_a_beam_is_exact_and_its_error_is_the_closed_form() -> No
 
 def test_noise_behind_a_beam_has_the_power_of_one_antenna() -> None:
     """E|f^H n|^2 = |f|^2 sigma^2; catches a beam that is not normalised."""
-    gains = draw_antenna_gains(Fading(), 2, 0, 3, 6)[:, 0]
+    gains = draw_antenna_gains(Fading(), 2, 0, range(3), 6)[:, 0]
     beam = receive_beam(gains, np.ones(3))
     rng = np.random.default_rng(3)
     noise = np.sqrt(0.5) * (
@@ -86,7 +86,7 @@ def test_noise_behind_a_beam_has_the_power_of_one_antenna() -> None:
 
 
 def test_more_antennas_make_less_error() -> None:
-    gains = draw_antenna_gains(Fading(), 4, 0, 6, 16)[:, 0]
+    gains = draw_antenna_gains(Fading(), 4, 0, range(6), 16)[:, 0]
     reached = [
         _weakest(gains[:, :n], np.ones(6), receive_beam(gains[:, :n], np.ones(6)))
         for n in (1, 4, 16)
