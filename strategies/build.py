@@ -22,6 +22,7 @@ from fl_app.settings import aggregation_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
 from fl_app.wireless.digital import Ofdma
+from fl_app.wireless.ofdma import Band
 from fl_app.wireless.power import (
     CotafScaling,
     OptimalThreshold,
@@ -50,7 +51,7 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             return VoteUplink(
                 radio=_radio(channel, seed, channel.num_antennas),
                 control=TruncatedInversion(gain_floor=channel.gain_floor),
-                bandwidth_hz=channel.bandwidth_hz,
+                band=Band(**_band_options(channel)),
                 step=channel.vote_step,
             )
         case AircompChannel():
@@ -58,7 +59,7 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             return AircompUplink(
                 radio=_radio(channel, seed, channel.num_antennas),
                 control=_power_control(channel),
-                bandwidth_hz=channel.bandwidth_hz,
+                band=Band(**_band_options(channel)),
                 peak_power=peak,
             )
         case DigitalChannel():

@@ -9,7 +9,7 @@ eta the denoising factor. Per real entry of the sum the error is
 for uncorrelated symbols. Every rule here decides from *known* gains; subcarriers are independent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ class PowerPlan:
             target is 0 sends nothing and yet is heard: its mean arrives digitally.
         sum_mse: [num_subcarriers] closed-form MSE per real entry of the sum over heard devices, if
             the known gains are true. What silence does to the mean is not in it.
+        num_announced: numbers that the server must tell the devices: distinct denoising factors.
         heard_share: None if the server knows who is silent and divides by the weights heard; else
             the share of the weights that it expects to hear.
     """
@@ -44,6 +45,7 @@ class PowerPlan:
     denoising: Floats
     is_heard: NDArray[np.bool_]
     sum_mse: Floats
+    num_announced: int
     heard_share: float | None = None
 
 
@@ -208,7 +210,8 @@ class PhaseOnly:
         energy = state.noise_power + (reach**2).sum(axis=0)
         product = (targets[:, None] * reach).sum(axis=0)
         np.divide(energy, product, out=eta, where=product > 0.0)
-        return _finish(state, targets, heard, reach, eta**2)
+        # Devices send at full power whatever the server divides by.
+        return replace(_finish(state, targets, heard, reach, eta**2), num_announced=0)
 
 
 def _check_floor(gain_floor: float) -> None:
@@ -281,5 +284,6 @@ def _finish(
         denoising=denoising,
         is_heard=heard,
         sum_mse=(misaligned**2).sum(axis=0) + state.noise_power / denoising,
+        num_announced=len(np.unique(denoising[np.isfinite(denoising)])),
         heard_share=heard_share,
     )

@@ -236,8 +236,8 @@ class Tally:
         estimate: NDArray[Any] = received.reshape(-1)[:size]
         return estimate
 
-    def report(self, num_params: int, *, control_bytes: int) -> AirReport:
-        """Returns the figures of the whole update."""
+    def report(self, num_params: int, *, control_bytes: int, announced_bytes: int) -> AirReport:
+        """Returns the figures of the whole update; both byte counts are passed on."""
         per_real = {name: value / num_params for name, value in self.sums.items()}
         return AirReport(
             predicted_mse=per_real["predicted"],
@@ -255,5 +255,6 @@ class Tally:
             tx_power=self.tx_energy / max(1, self.uses),
             channel_uses=self.uses,
             control_bytes=control_bytes,
+            announced_bytes=announced_bytes,
             unheard_reals=self.unheard,
         )

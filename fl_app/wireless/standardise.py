@@ -31,7 +31,8 @@ class Moments:
     Attributes:
         means: [num_devices] m_k; zeros if means stay in the update. Any value near the mean will
             do, since it is a shift both sides know; for float32 updates it is a float32 number.
-        spreads: [num_devices] nu_k, standard deviation (or root mean square); 0 for a constant.
+        spreads: [num_devices] nu_k, standard deviation (or root mean square); 0 for a constant. A
+            scale that both sides know, rounded like the means.
         present: [num_devices] share of the block's entries that the device holds.
     """
 
@@ -106,7 +107,7 @@ def moments(
             )
         means[k] = updates.dtype.type(centre)
         is_constant = np.sqrt(square) <= _CONSTANT[updates.dtype] * abs(centre)
-        spreads[k] = 0.0 if is_constant else np.sqrt(square)
+        spreads[k] = 0.0 if is_constant else updates.dtype.type(np.sqrt(square))
     return Moments(means=means, spreads=spreads, present=present)
 
 

@@ -85,12 +85,50 @@ def test_a_round_costs_half_a_use_per_real_however_many_devices() -> None:
         airtime = _receive(_sent(num_devices), AIR).airtime
         assert airtime is not None
         # the tensor of one entry is a constant: its mean says it all, and it spends no symbol
-        assert airtime.channel_uses == sum(-(-size // 2) for size in SIZES if size > 1)
-        assert airtime.seconds == pytest.approx(airtime.channel_uses / 1e6)
-        assert airtime.control_bytes.tolist() == [16 * len(SIZES)] * num_devices
+        symbols = sum(-(-size // 2) for size in SIZES if size > 1)
+        assert airtime.channel_uses - airtime.control_uses == symbols
+        # two float32 numbers of every tensor
+        assert airtime.control_bytes.tolist() == [8 * len(SIZES)] * num_devices
+        # and, for zero forcing, a factor of every tensor that sends and every subcarrier
+        assert airtime.announced_bytes == 4 * 3 * 64
         assert airtime.payload_bytes.tolist() == [0] * num_devices
         limit = 10 ** (23 / 10) / 1000 * airtime.seconds
         assert (airtime.joules <= limit * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("power", ["whole", "density"])
+@pytest.mark.parametrize("scheme", ["zf", "optimal", "cotaf", "obda"])
+def test_side_information_takes_uses_seconds_and_joules(scheme: str, power: str) -> None:
+    """At the Shannon rate of an equal share, device by device; the symbols come on top."""
+    sent, words = _sent(), (AIR, f"channel.scheme={scheme}", f"channel.power={power}")
+    radio: Any = build_uplink(_config(*words).channel, 0)
+    state = radio._radio.state(sent.round, sent.devices, sent.weights)
+    airtime = _receive(sent, *words).airtime
+    assert airtime is not None
+    numbers = {"zf": 2, "optimal": 2, "cotaf": 1, "obda": 1}[scheme] * len(SIZES)
+    watts, factor = 10 ** (-0.7), 5.0 if power == "whole" else 1.0
+    uses, seconds, joules = 0, [], []
+    for gains in np.abs(state.gains) ** 2:
+        rate = np.mean([math.log2(1.0 + 100.0 * factor * g) for g in gains])
+        uses += math.ceil(32 * numbers / rate)
+        seconds.append(32 * numbers / rate / (1e6 / 5))
+        joules.append(watts * factor / 5 * seconds[-1])
+    assert airtime.control_uses == uses
+    symbols = airtime.channel_uses - uses
+    assert airtime.seconds == pytest.approx(symbols / 1e6 + max(seconds))
+    spent = airtime.joules - joules  # by the symbols; within the limit, in one round not exactly
+    assert (spent > 0.0).all()
+    assert (spent <= 3.0 * watts * symbols / 1e6).all()
+
+
+def test_a_device_that_keeps_silent_sends_no_side_information() -> None:
+    deaf = ("channel.scheme=truncated", "channel.num_subcarriers=1", "channel.gain_floor=1.0")
+    received = _receive(_sent(12, sizes=[8, 5]), AIR, *deaf)
+    airtime = received.airtime
+    assert airtime is not None
+    assert 0 < received.is_heard.sum() < 12
+    assert ((airtime.control_bytes > 0) == received.is_heard).all()
+    assert ((airtime.joules > 0) == received.is_heard).all()
 
 
 def test_a_devices_channel_does_not_depend_on_the_others() -> None:
@@ -143,7 +181,8 @@ def test_votes_have_the_sign_of_the_majority_and_a_size(step: float | None) -> N
     wanted = votes * np.repeat(sizes, SIZES)
     assert received.rows[0] == pytest.approx(wanted, rel=1e-6)
     assert received.airtime is not None
-    assert set(received.airtime.control_bytes) == {8 * len(SIZES) if step is None else 0}
+    assert set(received.airtime.control_bytes) == {4 * len(SIZES) if step is None else 0}
+    assert (received.airtime.control_uses > 0) == (step is None)
 
 
 def test_digital_bytes_uses_and_rationing() -> None:
@@ -268,6 +307,7 @@ def test_the_ledger_books_symbols_in_place_of_update_bytes(player: Player) -> No
     account, ledger = played.outcome.ledger.as_dict(), played.outcome.ledger
     assert ledger.total_bytes(what="update") == 0
     assert ledger.total_bytes(link="uplink", what="control") > 0
+    assert ledger.total_bytes(link="downlink", what="control") > 0
     assert account["channel_uses"] == sum(
         _record(played, number)["channel_uses"] for number in range(1, NUM_ROUNDS + 1)
     )

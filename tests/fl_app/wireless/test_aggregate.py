@@ -460,7 +460,11 @@ def test_blocks_are_standardised_apart_and_padded_apart() -> None:
         for a, b in ((0, 3), (3, 10))
     ]
     assert report.channel_uses == 2 + 4
-    assert report.control_bytes == 2 * 3 * 2 * 8
+    assert report.control_bytes == 2 * 3 * 2 * 8  # float64 updates
+    assert report.announced_bytes == 2 * 3 * 4  # blocks, subcarriers, float32
+    narrow = aggregate(updates.astype(np.float32), weights, state, CotafScaling(), _rng())[1]
+    assert (narrow.control_bytes, narrow.announced_bytes) == (3 * 4, 4)  # no means, one factor
+    assert aggregate(updates, weights, state, PhaseOnly(), _rng())[1].announced_bytes == 0
     total = 3 * parts[0].predicted_mse + 7 * parts[1].predicted_mse
     assert report.predicted_mse == pytest.approx(total / 10)
 
