@@ -49,15 +49,20 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             return IdealUplink()
         case AircompChannel(scheme="obda"):
             return VoteUplink(
-                radio=_radio(channel, seed, channel.num_antennas),
-                control=TruncatedInversion(gain_floor=channel.gain_floor),
+                radio=_radio(channel, seed, channel.num_antennas, treats_alike=True),
+                control=_truncated(channel),
                 band=Band(**_band_options(channel)),
                 step=channel.vote_step,
             )
         case AircompChannel():
             peak = dbm_to_watt(channel.tx_power_dbm + channel.peak_to_mean_db)
             return AircompUplink(
-                radio=_radio(channel, seed, channel.num_antennas),
+                radio=_radio(
+                    channel,
+                    seed,
+                    channel.num_antennas,
+                    treats_alike=channel.scheme in ("truncated", "cotaf"),
+                ),
                 control=_power_control(channel),
                 band=Band(**_band_options(channel)),
                 peak_power=peak,
@@ -86,7 +91,7 @@ def _power_control(channel: AircompChannel) -> PowerControl:
         case "zf":
             return ZeroForcing()
         case "truncated":
-            return TruncatedInversion(gain_floor=channel.gain_floor)
+            return _truncated(channel)
         case "optimal":
             return OptimalThreshold()
         case "cotaf":
@@ -97,7 +102,14 @@ def _power_control(channel: AircompChannel) -> PowerControl:
             raise ConfigError(f"channel.scheme={channel.scheme!r} has no power control")
 
 
-def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
+def _truncated(channel: AircompChannel) -> TruncatedInversion:
+    budget: Any = channel.budget  # the schema has checked it
+    return TruncatedInversion(gain_floor=channel.gain_floor, budget=budget)
+
+
+def _radio(
+    channel: RadioChannel, seed: int, num_antennas: int, *, treats_alike: bool = False
+) -> Radio:
     """Returns the fading channel; in a cell distances and thermal noise set the SNR."""
     power = dbm_to_watt(channel.tx_power_dbm)
     cell = None
@@ -120,6 +132,7 @@ def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
         csi_error=channel.csi_error,
         jitter_rad=channel.phase_jitter_rad,
         num_antennas=num_antennas,
+        treats_alike=treats_alike,
         cell=cell,
     )
 

@@ -113,7 +113,11 @@ class AircompChannel(RadioChannel):
     """Power control: zf (channel inversion), truncated (per subcarrier), optimal (threshold policy
     of least error), cotaf, phase (phase only, full power), or obda (one bit, majority vote)."""
     gain_floor: float = 0.1
-    """Devices below this times their mean gain keep silent (truncated, cotaf, obda), > 0."""
+    """Devices below this times their mean gain (behind the receive beam if there is one) keep
+    silent (truncated, cotaf, obda), > 0."""
+    budget: str = "long_term"
+    """What the power limit of truncated and obda is about: long_term (the mean over the law of the
+    fading) or per_use (every channel use)."""
     num_antennas: int = 1
     """Receive antennas; above 1 a receive beam per subcarrier comes before power control."""
     peak_to_mean_db: float = inf
@@ -129,6 +133,7 @@ class AircompChannel(RadioChannel):
         one_of("channel.scheme", self.scheme, schemes)
         floor, peak, step = self.gain_floor, self.peak_to_mean_db, self.vote_step
         require("channel.gain_floor", floor, 0 < floor < inf, "must be > 0 and finite")
+        one_of("channel.budget", self.budget, ("long_term", "per_use"))
         antennas = self.num_antennas
         require("channel.num_antennas", antennas, antennas >= 1, "must be >= 1")
         require("channel.peak_to_mean_db", peak, peak >= 0, "must be >= 0 dB, inf allowed")

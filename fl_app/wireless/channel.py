@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_app.seeding import generator
 from fl_app.wireless.errors import ChannelError
+from fl_app.wireless.gain_law import RAYLEIGH, GainLaw, RicianLaw
 
 Complex = NDArray[np.complex128]
 Kind = Literal["ideal", "awgn", "rayleigh", "rician"]
@@ -70,6 +71,7 @@ class ChannelState:
         noise_power: sigma^2 of the complex noise of one channel use, >= 0.
         mean_gains: [num_devices] E|h|^2 of each device over rounds, > 0.
         csi_error: eps of ``estimate_gains``, 0 (known gains are true) to 1.
+        law: of |known gain|^2 / mean gain over rounds, the same for all devices.
     """
 
     gains: Complex
@@ -77,6 +79,7 @@ class ChannelState:
     noise_power: float
     mean_gains: NDArray[np.float64]
     csi_error: float = 0.0
+    law: GainLaw = RAYLEIGH
 
     def __post_init__(self) -> None:
         """Raises ChannelError if shapes disagree or a value is not finite."""
@@ -202,6 +205,16 @@ def estimate_gains(
     return known
 
 
+def known_law(fading: Fading, csi_error: float) -> RicianLaw:
+    """Returns the law of the estimates that ``estimate_gains`` makes: errors add to the scatter."""
+    sight = {"ideal": 1.0, "awgn": 1.0, "rayleigh": 0.0}.get(
+        fading.kind, fading.rician_k / (1.0 + fading.rician_k)
+    )
+    certain = 1.0 - csi_error**2
+    scatter = certain * (1.0 - sight) + csi_error**2
+    return RicianLaw(certain * sight / scatter if scatter > 0.0 else math.inf)
+
+
 def jitter_phase(
     gains: Complex, jitter_rad: float, seed: int, round: int, devices: Iterable[int] | None = None
 ) -> Complex:
@@ -257,4 +270,5 @@ def draw_state(
         noise_power=0.0 if fading.kind == "ideal" else noise_power,
         mean_gains=mean_gains,
         csi_error=csi_error,
+        law=known_law(fading, csi_error),
     )

@@ -18,7 +18,7 @@ from fl_app.wireless.channel import (
     estimate_gains,
     jitter_phase,
 )
-from fl_app.wireless.simo import Floats, beamformed_state
+from fl_app.wireless.simo import Floats, balanced_law, beamformed_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Radio:
         csi_error: see ``estimate_gains``.
         jitter_rad: see ``jitter_phase``.
         num_antennas: receive antennas; above 1 they are combined by ``beamformed_state``.
+        treats_alike: beams treat all devices alike and not by their weights, so that the law of
+            their gains is known: for power limits that hold on average.
         cell: where devices stand; None gives everybody a mean gain of 1.
     """
 
@@ -43,6 +45,7 @@ class Radio:
     csi_error: float = 0.0
     jitter_rad: float = 0.0
     num_antennas: int = 1
+    treats_alike: bool = False
     cell: Cell | None = None
 
     def state(self, round: int, devices: Sequence[int], weights: Floats) -> ChannelState:
@@ -73,11 +76,25 @@ class Radio:
             )
         small = draw_antenna_gains(self.fading, self.seed, round, chosen, self.num_antennas)
         scale = np.sqrt(means)[:, None, None]
+        true = scale * jitter_phase(small, self.jitter_rad, self.seed, round, chosen)
+        known = scale * estimate_gains(small, self.csi_error, self.seed, round, chosen)
+        noise_power = 0.0 if self.fading.kind == "ideal" else self.noise_power
+        if not self.treats_alike:
+            return beamformed_state(
+                true,
+                known,
+                weights / weights.sum(),
+                noise_power=noise_power,
+                mean_gains=means,
+                csi_error=self.csi_error,
+            )
+        gain, law = balanced_law(len(chosen), self.num_antennas, self.fading, self.csi_error)
         return beamformed_state(
-            scale * jitter_phase(small, self.jitter_rad, self.seed, round, chosen),
-            scale * estimate_gains(small, self.csi_error, self.seed, round, chosen),
-            weights / weights.sum(),
-            noise_power=self.noise_power,
-            mean_gains=means,
+            true,
+            known,
+            np.sqrt(means),
+            noise_power=noise_power,
+            mean_gains=gain * means,
             csi_error=self.csi_error,
+            law=law,
         )

@@ -9,7 +9,8 @@ from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import Fading, draw_antenna_gains
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.power import ZeroForcing
-from fl_app.wireless.simo import beamformed_state, receive_beam
+from fl_app.wireless.simo import beamformed_state, receive_beam, receive_beams
+from tests.oracles.air_beam import best_of_two_antennas
 
 
 def _weakest(gains: np.ndarray, amplitudes: np.ndarray, beam: np.ndarray) -> float:
@@ -38,6 +39,34 @@ def test_a_beam_lies_between_the_best_antenna_and_the_bound(
     order = np.random.default_rng(seed).permutation(num_devices)
     again = receive_beam(gains[order], amplitudes[order])
     assert _weakest(gains, amplitudes, again) == pytest.approx(reached, rel=1e-6)
+
+
+def test_two_antennas_come_close_to_the_best_of_all_beams() -> None:
+    """A grid of 60 x 60 angles holds every beam of two antennas, to a step of 1.5 and 6 degrees.
+
+    Over 12 channels the design reaches the grid's best within 2 % on average, and never misses it
+    by more than a tenth.
+    """
+    ratios = []
+    for seed in range(12):
+        gains = draw_antenna_gains(Fading(), seed, 2, range(4), 2)[:, 0]
+        amplitudes = np.random.default_rng(seed).uniform(0.5, 1.5, 4)
+        best = best_of_two_antennas(gains.tolist(), amplitudes.tolist(), 60)
+        ratios.append(_weakest(gains, amplitudes, receive_beam(gains, amplitudes)) / best)
+    assert np.mean(ratios) >= 0.98
+    assert min(ratios) >= 0.9
+
+
+def test_many_beams_at_once_are_each_designed_alone() -> None:
+    """Silent devices and dead channels among them."""
+    gains = draw_antenna_gains(Fading(num_subcarriers=5), 9, 0, range(4), 3).swapaxes(0, 1)
+    gains[1, 2] = 0.0
+    gains[3] = 0.0
+    amplitudes = np.array([1.0, 0.0, 0.5, 2.0])
+    together = receive_beams(gains, amplitudes)
+    for beam, channel in zip(together, gains, strict=True):
+        assert beam == pytest.approx(receive_beam(channel, amplitudes), rel=1e-9)
+    assert np.isfinite(together).all()
 
 
 def test_random_search_seldom_finds_a_much_better_beam() -> None:
