@@ -29,7 +29,7 @@ from fl_app.wireless.standardise import block_bounds, check_updates
 
 Floats = NDArray[np.float64]
 
-_CHUNK_REALS = 1 << 14
+_CHUNK_REALS = 1 << 13
 """Entries quantised together; float64 temporaries of this size stay in the cache."""
 
 

@@ -14,6 +14,10 @@ Floats = NDArray[np.float64]
 _TILE_USES = 1 << 10
 """Coefficients are repeated to rows of this length, so that inner loops are long."""
 
+_PRODUCT_ENTRIES = 400_000
+"""Entries of one product of weights and updates. Beyond some 460000 OpenBLAS sets all threads on
+it, whose barrier takes longer than so little work: five times as long on two cores."""
+
 
 @dataclass(frozen=True)
 class ChunkSums:
@@ -112,7 +116,10 @@ class Superposition:
         """Returns [chunk_size] the sum of w_k u_k over the devices that hold an entry."""
         shares = self._link.shares.astype(self._dtype)
         if presence is None:
-            dense: NDArray[Any] = shares @ updates
+            dense = np.empty(updates.shape[1], dtype=self._dtype)
+            step = max(1, _PRODUCT_ENTRIES // len(updates))
+            for lo in range(0, len(dense), step):
+                np.matmul(shares, updates[:, lo : lo + step], out=dense[lo : lo + step])
             return dense
         total = np.zeros(updates.shape[1], dtype=self._dtype)
         for share, row, held in zip(shares, updates, presence, strict=True):

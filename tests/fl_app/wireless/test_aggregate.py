@@ -98,6 +98,16 @@ def test_without_noise_the_sum_is_the_weighted_mean(
     assert report.channel_uses == uses
 
 
+def test_a_chunk_of_many_devices_takes_several_products() -> None:
+    """60 devices times a chunk of 16384 reals are more than one product holds."""
+    updates, weights = _updates(41, 60, 20_001)
+    mean, report = aggregate(updates, weights, _state(41, 60), ZeroForcing(), _rng())
+    exact = weights @ updates / weights.sum()
+    assert mean is not None
+    assert np.linalg.norm(mean - exact) <= 1e-13 * np.linalg.norm(exact)
+    assert report.mean_energy == pytest.approx(np.mean(exact**2), rel=1e-12)
+
+
 @pytest.mark.parametrize("control", _CONTROLS, ids=repr)
 @pytest.mark.parametrize("peak_power", [math.inf, 0.4])
 def test_every_rule_equals_the_sum_of_what_antennas_radiate(
