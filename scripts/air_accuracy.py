@@ -2,9 +2,11 @@
 
 Runs the SST-2 federation (``experiment=sst2_emulator``, shortened) once per seed with an error-free
 uplink, and for every tx-SNR with zero forcing, truncated inversion, the optimal threshold policy,
-one-bit votes, and OFDMA that may spend as many channel uses as the air does. Emulator and data are
-prepared once per seed. Writes ``air_accuracy.json`` (after every run) and ``air_accuracy.png``.
-SST-2 and MiniLM must lie below DEFT_ASSETS; without them nothing is done, and the reason printed.
+one-bit votes, and OFDMA that may spend as many channel uses as the air does, with all of a device's
+power in its share (so with as much energy) and the number of bits of least predicted error, chosen
+every round. Emulator and data are prepared once per seed. Writes ``air_accuracy.json`` (after every
+run) and ``air_accuracy.png``. SST-2 and MiniLM must lie below DEFT_ASSETS; without them nothing is
+done, and the reason printed.
 """
 
 import argparse
@@ -40,9 +42,15 @@ SCHEMES = {
     "truncated": ("channel=aircomp", "channel.scheme=truncated"),
     "optimal": ("channel=aircomp", "channel.scheme=optimal"),
     "obda": ("channel=aircomp", "channel.scheme=obda"),
-    "digital": ("channel=digital", "channel.bits=1", "channel.max_uses_per_real=0.5"),
+    "digital": (
+        "channel=digital",
+        "channel.bits=null",
+        "channel.max_uses_per_real=0.5",
+        "channel.power=whole",
+    ),
 }
-"""Name to overrides; ``digital`` spends at most what the air does, half a channel use per real."""
+"""Name to overrides; ``digital`` spends at most what the air does, half a channel use per real, and
+the side information on top that the air has too: two numbers per tensor and device."""
 
 _MARKS = {"zf": "o", "truncated": "s", "optimal": "^", "obda": "D", "digital": "P"}
 
@@ -68,8 +76,8 @@ def run_cell(
         tx_snr_db: tx-SNR in dB; None for the error-free uplink.
 
     Returns:
-        Plug-in accuracy on all test rows, mean NMSE or vote error rate over rounds, channel uses,
-        rounds in which somebody was heard, seconds.
+        Plug-in accuracy on all test rows, mean NMSE of the received mean over rounds, channel uses
+        (those of side information also apart), joules, rounds in which somebody was heard, seconds.
     """
     began = time.monotonic()
     channel = list(SCHEMES[scheme])
@@ -81,19 +89,17 @@ def run_cell(
     with LocalGrid(app, num_nodes=config.federation.num_devices, run_config=run_config) as grid:
         outcome = federate(grid, replace(bench, config=config), measure_rounds=False)
     figures = [record.metrics for record in outcome.rounds[1:]]
-    errors = [
-        value
-        for metrics in figures
-        for name in ("nmse", "vote_error_rate")
-        if (value := metrics.get(name)) is not None
-    ]
+    errors = [value for metrics in figures if (value := metrics.get("nmse")) is not None]
+    account = outcome.ledger.as_dict()
     return {
         "scheme": scheme,
         "tx_snr_db": tx_snr_db,
         "seed": config.seed,
         "plug_in": measure_plug_in(bench, outcome.adapter, bench.test),
-        "error": statistics.fmean(errors) if errors else None,
-        "channel_uses": outcome.ledger.as_dict()["channel_uses"],
+        "nmse": statistics.fmean(errors) if errors else None,
+        "channel_uses": account["channel_uses"],
+        "control_uses": sum(metrics.get("control_uses") or 0.0 for metrics in figures),
+        "joules": account["radio_joules"],
         "aggregated_rounds": outcome.aggregated,
         "seconds": time.monotonic() - began,
     }
@@ -107,6 +113,7 @@ def summarise(rows: list[Row]) -> list[Row]:
     summary = []
     for (scheme, tx_snr_db), members in groups.items():
         values = [row["plug_in"] for row in members]
+        errors = [row["nmse"] for row in members if row["nmse"] is not None]
         summary.append(
             {
                 "scheme": scheme,
@@ -114,6 +121,7 @@ def summarise(rows: list[Row]) -> list[Row]:
                 "plug_in": statistics.fmean(values),
                 "std": statistics.stdev(values) if len(values) > 1 else None,
                 "seeds": len(values),
+                "nmse": statistics.fmean(errors) if errors else None,
                 "channel_uses": statistics.fmean(row["channel_uses"] for row in members),
             }
         )
@@ -174,14 +182,15 @@ def draw(summary: list[Row], target: Path) -> None:
 def show(summary: list[Row]) -> None:
     """Prints the table."""
     table = Table(title="plug-in accuracy, mean +- standard deviation over seeds")
-    for column in ("uplink", "tx-SNR (dB)", "accuracy (%)", "seeds", "channel uses"):
+    for column in ("uplink", "tx-SNR (dB)", "accuracy (%)", "NMSE", "seeds", "channel uses"):
         table.add_column(column, justify="right")
     for entry in summary:
         spread = "" if entry["std"] is None else f" +- {100 * entry['std']:.1f}"
         level = "-" if entry["tx_snr_db"] is None else f"{entry['tx_snr_db']:g}"
         accuracy = f"{100 * entry['plug_in']:.1f}{spread}"
         uses = f"{entry['channel_uses']:,.0f}"
-        table.add_row(entry["scheme"], level, accuracy, str(entry["seeds"]), uses)
+        nmse = "-" if entry["nmse"] is None else f"{entry['nmse']:.3g}"
+        table.add_row(entry["scheme"], level, accuracy, nmse, str(entry["seeds"]), uses)
     Console(width=max(80, shutil.get_terminal_size().columns)).print(table)
 
 

@@ -3,16 +3,19 @@
 ``python -m scripts.air_latency --out outputs/latency``. Every device sends ``--params`` reals to
 the server in a band of B complex channel uses a second:
 
-* AirComp: two reals per channel use, all devices at once, zero forcing: ceil(q / 2) / B seconds.
+* AirComp: two reals per channel use, all devices at once, zero forcing: ceil(q / 2) / B seconds,
+  after the mean and deviation of each of ``--tensors`` tensors, which go over OFDMA and take time
+  proportional to K, more than the symbols where K is large (dashes: the symbols alone).
 * OFDMA: Q bits per real at the Shannon rate of the device's share B / K of the band; the round ends
   with the slowest device. Coding is ideal and nobody is dropped.
 
 The drawn line is the identity T_OFDMA / T_Air = 2 K Q / log2(1 + gamma), gamma the receive SNR of
-the slowest device; points also count side information and whole channel uses. Left every device has
-the same receive SNR, right devices stand in a cell (path loss and shadowing, no fading) and points
-are means over placements, with bars from the smallest to the largest. There OFDMA is shown twice:
-with the power density of a device that fills the band, P / B, which is the identity's, and with all
-of its power P in its own share, so that its SNR is K times higher.
+the slowest device; points also count side information, two numbers of every tensor in both ways.
+Left every device has the same receive SNR, right devices stand in a cell (path loss and shadowing,
+no fading) and points are means over placements, with bars from the smallest to the largest. There
+OFDMA is shown twice: with the power density of a device that fills the band, P / B, which is the
+identity's (and that of AirComp's side information), and with all of its power P in its own share,
+so that its SNR is K times higher.
 
 A channel use costs P / B joules wherever power has the density P / B, in the air as in OFDMA; a
 device with all of P in its share costs P times the seconds that it sends. Circuits are not counted.
@@ -33,7 +36,6 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -41,33 +43,11 @@ from rich.table import Table
 from fl_app.report import canvas
 from fl_app.report.canvas import FAINT, INK
 from fl_app.wireless.cell import Cell
-from fl_app.wireless.channel import ChannelState
-from fl_app.wireless.digital import SIDE_BITS, capacity_bits_per_use
-from fl_app.wireless.power import ZeroForcing
-from fl_app.wireless.report import airtime
-from fl_app.wireless.units import db_to_linear, dbm_to_watt
+from fl_app.wireless.codes import SIDE_BITS
+from fl_app.wireless.units import dbm_to_watt
+from scripts.latency_costs import CELL, FIXED, KINDS, Payload, measure
 
-Floats = NDArray[np.float64]
-
-NUM_DEVICES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-FIXED, CELL = "fixed SNR", "cell"
-KINDS = ("seconds", "joules")
-_IDENTITY = "identity: 2KQ / log2(1 + \N{GREEK SMALL LETTER GAMMA}) times AirComp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Payload:
-    """What a device sends, and the band it is sent in.
-
-    Attributes:
-        num_params: reals q of one update, >= 1.
-        bits: bits Q per real over OFDMA, 1 to 24.
-        bandwidth_hz: complex channel uses a second, B, > 0.
-    """
-
-    num_params: int
-    bits: int
-    bandwidth_hz: float
+_IDENTITY = "identity: 2KQ / log2(1 + \N{GREEK SMALL LETTER GAMMA}) times AirComp's symbols"
 
 
 @dataclass(frozen=True)
@@ -84,100 +64,6 @@ WAYS: Mapping[str, Way] = {
     "ofdma": Way("OFDMA, power density P / B", "#c25100", "s"),
     "ofdma_all_power": Way("OFDMA, power P in own share (cell only)", "#00795a", "^"),
 }
-
-
-def round_cost(gains: Floats, noise_w: float, power_w: float, load: Payload) -> dict[str, Any]:
-    """Returns what one round costs with devices of these gains.
-
-    Args:
-        gains: [num_devices] power gains |h|^2, > 0.
-        noise_w: noise power over the whole band in W, > 0.
-        power_w: transmit power of a device in W, > 0.
-        load: payload and band.
-
-    Returns:
-        ``seconds`` and ``joules`` (of all devices together) by way, ``identity_s`` the line's
-        seconds for ``ofdma``, and the linear ``aircomp_nmse``.
-    """
-    num_devices = len(gains)
-    amplitudes = np.sqrt(gains).astype(np.complex128)[:, None]
-    state = ChannelState(amplitudes, amplitudes, noise_w, gains)
-    limits = np.full(num_devices, power_w)
-    plan = ZeroForcing().plan(state, np.full(num_devices, 1.0 / num_devices), limits)
-    tx_power = (np.abs(plan.precoders) ** 2).mean(axis=1)
-    air_s, air_joules = airtime(-(-load.num_params // 2), tx_power, load.bandwidth_hz)
-    share_hz = load.bandwidth_hz / num_devices
-    bits = load.bits * load.num_params + SIDE_BITS
-    per_use = capacity_bits_per_use(amplitudes, noise_w, limits)
-    # In its own share a device meets 1 / K of the noise.
-    own_per_use = capacity_bits_per_use(amplitudes, noise_w / num_devices, limits)
-    own_s = bits / (share_hz * own_per_use)
-    weakest = float(np.log2(1.0 + power_w * gains.min() / noise_w))
-    return {
-        "seconds": {
-            "aircomp": air_s,
-            "ofdma": float((bits / (share_hz * per_use)).max()),
-            "ofdma_all_power": float(own_s.max()),
-        },
-        "joules": {
-            "aircomp": float(air_joules.sum()),
-            "ofdma": float((power_w * np.ceil(bits / per_use) / load.bandwidth_hz).sum()),
-            "ofdma_all_power": float((power_w * own_s).sum()),
-        },
-        "identity_s": air_s * 2.0 * num_devices * load.bits / weakest,
-        # Exact sums: only noise is left. Independent updates of equal size have energy 1 / K.
-        "aircomp_nmse": float(plan.sum_mse.mean()) * num_devices,
-    }
-
-
-def summarise(num_devices: int, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns mean, smallest and largest figure over placements for one number of devices."""
-    row: dict[str, Any] = {"num_devices": num_devices}
-    for kind in KINDS:
-        row[kind] = {way: _spread([cost[kind][way] for cost in costs]) for way in WAYS}
-    for name in ("identity_s", "aircomp_nmse"):
-        row[name] = _spread([cost[name] for cost in costs])
-    return row
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": float(np.mean(values)), "smallest": min(values), "largest": max(values)}
-
-
-def measure(
-    load: Payload,
-    *,
-    snr_db: float,
-    power_w: float,
-    num_placements: int,
-    seed: int,
-    progress: Progress,
-) -> dict[str, list[dict[str, Any]]]:
-    """Returns one row per number of devices, at the fixed SNR and in the cell.
-
-    Args:
-        load: payload and band.
-        snr_db: receive SNR P |h|^2 / sigma^2 of every device in dB, power at density P / B.
-        power_w: transmit power of a device in W.
-        num_placements: independent placements averaged in the cell, >= 1.
-        seed: the first placement's seed; the others count on from it.
-        progress: shows how far placements are.
-    """
-    cell = Cell(bandwidth_hz=load.bandwidth_hz)
-    noise_w = cell.noise_power_w()
-    # A placement of K devices is the first K of the largest one.
-    placements = [
-        cell.mean_gains(seed + number, max(NUM_DEVICES))
-        for number in progress.track(range(num_placements), description="placements")
-    ]
-    fixed = np.full(max(NUM_DEVICES), db_to_linear(snr_db) * noise_w / power_w)
-    return {
-        setting: [
-            summarise(count, [round_cost(gains[:count], noise_w, power_w, load) for gains in drawn])
-            for count in NUM_DEVICES
-        ]
-        for setting, drawn in ((FIXED, [fixed]), (CELL, placements))
-    }
 
 
 def draw_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]], titles: Sequence[str]) -> bytes:
@@ -212,6 +98,8 @@ def draw_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]], titles: Sequence[
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         line = [row["identity_s"]["mean"] for row in rows[setting]]
         panels[column].plot(counts, line, color=INK, linewidth=1.3, zorder=1.5)
+        alone = [row["symbols_s"]["mean"] for row in rows[setting]]
+        panels[column].plot(counts, alone, color=WAYS["aircomp"].colour, linestyle="--", lw=1.0)
         panels[2 + column].set_xlabel("devices K", color=INK, fontsize=9)
     panels[0].set_ylabel("airtime of a round (s)", color=INK, fontsize=9)
     panels[2].set_ylabel("transmit energy, all devices (J)", color=INK, fontsize=9)
@@ -220,8 +108,16 @@ def draw_plot(rows: Mapping[str, Sequence[Mapping[str, Any]]], titles: Sequence[
         for way in WAYS.values()
     ]
     figure.legend(
-        handles=[*marks, Line2D([], [], color=INK, linewidth=1.3)],
-        labels=[*(way.label for way in WAYS.values()), _IDENTITY],
+        handles=[
+            *marks,
+            Line2D([], [], color=INK, linewidth=1.3),
+            Line2D([], [], color=WAYS["aircomp"].colour, linestyle="--", linewidth=1.0),
+        ],
+        labels=[
+            *(way.label for way in WAYS.values()),
+            _IDENTITY,
+            "AirComp without side information",
+        ],
         loc="outside lower center",
         ncols=2,
         frameon=False,
@@ -260,6 +156,7 @@ def main(words: list[str] | None = None) -> int:
     """Parses the command line, writes both files and prints a table; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--params", type=int, default=200_000, help="reals of one update")
+    parser.add_argument("--tensors", type=int, default=12, help="tensors of one update")
     parser.add_argument("--bits", type=int, default=16, help="bits per real over OFDMA")
     parser.add_argument("--bandwidth-hz", type=float, default=1e6)
     parser.add_argument("--snr-db", type=float, default=10.0, help="receive SNR, fixed for all")
@@ -268,11 +165,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/air_latency"), metavar="DIR")
     chosen = parser.parse_args(words)
-    if chosen.params < 1 or chosen.placements < 1 or not 1 <= chosen.bits <= 24:
-        parser.error("--params and --placements must be >= 1, --bits 1..24")
+    if min(chosen.params, chosen.tensors, chosen.placements) < 1 or not 1 <= chosen.bits <= 24:
+        parser.error("--params, --tensors and --placements must be >= 1, --bits 1..24")
     if not 0.0 < chosen.bandwidth_hz < np.inf or not np.isfinite(chosen.snr_db + chosen.power_dbm):
         parser.error("--bandwidth-hz must be finite and > 0, --snr-db and --power-dbm finite")
-    load = Payload(num_params=chosen.params, bits=chosen.bits, bandwidth_hz=chosen.bandwidth_hz)
+    load = Payload(
+        num_params=chosen.params,
+        num_tensors=chosen.tensors,
+        bits=chosen.bits,
+        bandwidth_hz=chosen.bandwidth_hz,
+    )
     with Progress(console=Console(stderr=True)) as progress:
         rows = measure(
             load,

@@ -172,7 +172,7 @@ def draw_channels(
     num_devices = len(amplitudes)
     ones = np.ones(num_devices)
     single = draw_state(FADING, seed, draw, mean_gains=ones, noise_power=0.0, csi_error=csi_error)
-    gains = draw_antenna_gains(FADING, seed, draw, num_devices, NUM_ANTENNAS)
+    gains = draw_antenna_gains(FADING, seed, draw, range(num_devices), NUM_ANTENNAS)
     known = estimate_gains(gains, csi_error, seed, draw)
     beam = beamformed_state(gains, known, amplitudes, noise_power=0.0, mean_gains=ones)
     return {1: single, NUM_ANTENNAS: beam}

@@ -253,6 +253,7 @@ class FederatedDeft(Strategy):
                 order, joules = self._orders[reply.device], float(cost.joules[k])
                 self._book("uplink", order, "update", int(cost.payload_bytes[k]))
                 self._book("uplink", order, "control", int(cost.control_bytes[k]))
+                self._book("downlink", order, "control", cost.announced_bytes)
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received
 

@@ -25,6 +25,7 @@ from fl_app.settings import aggregation_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
 from fl_app.wireless.digital import Ofdma
+from fl_app.wireless.ofdma import Band
 from fl_app.wireless.power import (
     CotafScaling,
     OptimalThreshold,
@@ -63,23 +64,28 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             return IdealUplink()
         case AircompChannel(scheme="obda"):
             return VoteUplink(
-                radio=_radio(channel, seed, channel.num_antennas),
-                control=TruncatedInversion(gain_floor=channel.gain_floor),
-                bandwidth_hz=channel.bandwidth_hz,
+                radio=_radio(channel, seed, channel.num_antennas, treats_alike=True),
+                control=_truncated(channel),
+                band=Band(**_band_options(channel)),
                 step=channel.vote_step,
             )
         case AircompChannel():
             peak = dbm_to_watt(channel.tx_power_dbm + channel.peak_to_mean_db)
             return AircompUplink(
-                radio=_radio(channel, seed, channel.num_antennas),
+                radio=_radio(
+                    channel,
+                    seed,
+                    channel.num_antennas,
+                    treats_alike=channel.scheme in ("truncated", "cotaf"),
+                ),
                 control=_power_control(channel),
-                bandwidth_hz=channel.bandwidth_hz,
+                band=Band(**_band_options(channel)),
                 peak_power=peak,
             )
         case DigitalChannel():
             setup = Ofdma(
                 bits=channel.bits,
-                bandwidth_hz=channel.bandwidth_hz,
+                **_band_options(channel),
                 target_bits_per_use=channel.target_bits_per_use,
                 gain_floor=channel.gain_floor,
                 max_uses_per_real=channel.max_uses_per_real,
@@ -89,12 +95,18 @@ def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
             raise ConfigError(f"channel of type {type(channel).__name__} has no uplink")
 
 
+def _band_options(channel: RadioChannel) -> dict[str, Any]:
+    """Returns the options of ``fl_app.wireless.ofdma.Band``."""
+    names = ("bandwidth_hz", "power", "max_bits_per_use", "outage")
+    return {name: getattr(channel, name) for name in names}
+
+
 def _power_control(channel: AircompChannel) -> PowerControl:
     match channel.scheme:
         case "zf":
             return ZeroForcing()
         case "truncated":
-            return TruncatedInversion(gain_floor=channel.gain_floor)
+            return _truncated(channel)
         case "optimal":
             return OptimalThreshold()
         case "cotaf":
@@ -105,7 +117,14 @@ def _power_control(channel: AircompChannel) -> PowerControl:
             raise ConfigError(f"channel.scheme={channel.scheme!r} has no power control")
 
 
-def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
+def _truncated(channel: AircompChannel) -> TruncatedInversion:
+    budget: Any = channel.budget  # the schema has checked it
+    return TruncatedInversion(gain_floor=channel.gain_floor, budget=budget)
+
+
+def _radio(
+    channel: RadioChannel, seed: int, num_antennas: int, *, treats_alike: bool = False
+) -> Radio:
     """Returns the fading channel; in a cell distances and thermal noise set the SNR."""
     power = dbm_to_watt(channel.tx_power_dbm)
     cell = None
@@ -128,6 +147,7 @@ def _radio(channel: RadioChannel, seed: int, num_antennas: int) -> Radio:
         csi_error=channel.csi_error,
         jitter_rad=channel.phase_jitter_rad,
         num_antennas=num_antennas,
+        treats_alike=treats_alike,
         cell=cell,
     )
 

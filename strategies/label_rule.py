@@ -61,10 +61,12 @@ class LabelRule:
                 raise WireError("wrong-dtype", f"'{name}' is {arrays[name].dtype}, must be int64")
         labels, targets = arrays[LABELS].copy(), arrays[TARGETS].copy()
         wanted = tuple(shape) if self.per_token else tuple(shape[:1])
-        if labels.shape != wanted or targets.ndim != 1 or (self.per_token and targets.size):
+        # without a class of its own a device has no balance to adjust for
+        if labels.shape != wanted or targets.ndim != 1 or bool(targets.size) == self.per_token:
             raise WireError(
                 "wrong-shape",
-                f"labels {labels.shape} and targets {targets.shape}; labels must be {wanted}",
+                f"labels {labels.shape} and targets {targets.shape}; labels must be {wanted}, "
+                f"targets {'none' if self.per_token else 'one or more'}",
             )
         known = labels[labels != IGNORED] if self.per_token else labels
         for values in (known, targets):

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.wireless.aggregate import aggregate
+from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.control import control_cost
 from fl_app.wireless.digital import Ofdma, aggregate_digitally
 from fl_app.wireless.obda import majority_vote
+from fl_app.wireless.ofdma import Band
 from fl_app.wireless.power import PowerControl
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.report import AirReport, airtime, safe_ratio
@@ -19,8 +22,8 @@ from fl_app.wireless.units import linear_to_db
 from fl_app.wireless.votes import VoteReport
 from strategies.uplink import Airtime, Received, Sent
 
-_SCALE_BYTES = 8
-"""A device's mean entry size of one tensor, as a float64 number."""
+_SCALE_BYTES = 4
+"""A device's mean entry size of one tensor, as a float32 number."""
 
 
 class AircompUplink:
@@ -29,31 +32,33 @@ class AircompUplink:
     Args:
         radio: the channel.
         control: the rule of power control.
-        bandwidth_hz: complex channel uses a second.
+        band: the band, and how side information is sent in it.
         peak_power: limit on the power of a single symbol in W; ``inf`` for none.
     """
 
     is_radio = True
 
     def __init__(
-        self, *, radio: Radio, control: PowerControl, bandwidth_hz: float, peak_power: float
+        self, *, radio: Radio, control: PowerControl, band: Band, peak_power: float
     ) -> None:
         self._radio, self._control = radio, control
-        self._bandwidth_hz, self._peak_power = bandwidth_hz, peak_power
+        self._band, self._peak_power = band, peak_power
 
     def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Returns the mean as the server hears it; no row if nobody was heard."""
+        state = self._radio.state(sent.round, sent.devices, sent.weights)
         mean, report = aggregate(
             sent.updates,
             sent.weights,
-            self._radio.state(sent.round, sent.devices, sent.weights),
+            state,
             self._control,
             rng,
             power=self._radio.power,
             peak_power=self._peak_power,
             blocks=sent.sizes,
         )
-        cost = _air_cost(report, self._bandwidth_hz, report.control_bytes // len(sent.updates))
+        side_bytes = report.control_bytes // len(sent.updates)
+        cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         return _received(mean, sent, ~report.is_silent, _errors(report), cost)
 
 
@@ -66,35 +71,39 @@ class VoteUplink:
     Args:
         radio: the channel.
         control: the rule that aligns votes.
-        bandwidth_hz: complex channel uses a second.
+        band: the band, and how side information is sent in it.
         step: size of an entry, > 0; None for the updates' own.
     """
 
     is_radio = True
 
     def __init__(
-        self, *, radio: Radio, control: PowerControl, bandwidth_hz: float, step: float | None
+        self, *, radio: Radio, control: PowerControl, band: Band, step: float | None
     ) -> None:
         self._radio, self._control = radio, control
-        self._bandwidth_hz, self._step = bandwidth_hz, step
+        self._band, self._step = band, step
 
     def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Returns the scaled votes; no row if nobody was heard."""
+        state = self._radio.state(sent.round, sent.devices, sent.weights)
         votes, report = majority_vote(
             sent.updates,
-            self._radio.state(sent.round, sent.devices, sent.weights),
+            state,
             self._control,
             rng,
             power=self._radio.power,
         )
         side_bytes = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
-        cost = _air_cost(report, self._bandwidth_hz, side_bytes)
+        cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         figures = {
             "vote_error_rate": report.realised_error_rate,
             "vote_error_rate_predicted": report.predicted_error_rate,
             "vote_error_rate_deviation": report.predicted_deviation,
         }
         row = None if votes is None else votes * self._sizes(sent)
+        exact = sent.weights @ sent.updates / sent.weights.sum()
+        off = exact if row is None else row - exact
+        figures["nmse"] = safe_ratio(float(off @ off), float(exact @ exact))
         return _received(row, sent, ~report.is_silent, figures, cost)
 
     def _sizes(self, sent: Sent) -> NDArray[np.float64]:
@@ -129,15 +138,19 @@ class DigitalUplink:
             self._setup,
             rng,
             power=self._radio.power,
+            blocks=sent.sizes,
         )
         cost = Airtime(
-            channel_uses=report.channel_uses,
+            channel_uses=report.channel_uses + report.control_uses,
+            control_uses=report.control_uses,
             seconds=report.seconds,
             joules=report.joules,
             payload_bytes=report.payload_bytes,
-            control_bytes=np.zeros(len(sent.updates), np.int64),
+            control_bytes=report.control_bytes,
         )
         figures = {
+            "bits": float(report.bits),
+            "sent_share": report.sent_reals / sent.updates.shape[1],
             "nmse": report.realised_nmse,
             "nmse_predicted": report.predicted_nmse,
             "nmse_expected": safe_ratio(report.expected_mse, report.mean_energy),
@@ -145,15 +158,29 @@ class DigitalUplink:
         return _received(mean, sent, ~report.is_silent, figures, cost)
 
 
-def _air_cost(report: AirReport | VoteReport, bandwidth_hz: float, side_bytes: int) -> Airtime:
-    """Returns the cost of one superposition; each device sends ``side_bytes`` beside it."""
-    seconds, joules = airtime(report.channel_uses, report.tx_power, bandwidth_hz)
+def _air_cost(
+    report: AirReport | VoteReport,
+    state: ChannelState,
+    power: float,
+    band: Band,
+    side_bytes: int,
+) -> Airtime:
+    """Returns the cost of one superposition; each device sends ``side_bytes`` before it.
+
+    A device that is silent throughout sends nothing: its numbers would not be used.
+    """
+    seconds, joules = airtime(report.channel_uses, report.tx_power, band.bandwidth_hz)
+    control_bytes = np.where(report.is_silent, 0, side_bytes)
+    control = control_cost(state, control_bytes, power, band)
+    control_uses = int(control.uses.sum())
     return Airtime(
-        channel_uses=report.channel_uses,
-        seconds=seconds,
-        joules=joules,
+        channel_uses=report.channel_uses + control_uses,
+        control_uses=control_uses,
+        seconds=seconds + control.seconds,
+        joules=joules + control.joules,
         payload_bytes=np.zeros(len(joules), np.int64),
-        control_bytes=np.full(len(joules), side_bytes),
+        control_bytes=control_bytes,
+        announced_bytes=report.announced_bytes,
     )
 
 
@@ -182,6 +209,7 @@ def _received(
     rows = np.zeros((0, sent.updates.shape[1])) if row is None else row[None]
     costs = {
         "channel_uses": float(cost.channel_uses),
+        "control_uses": float(cost.control_uses),
         "radio_seconds": cost.seconds,
         "radio_joules": float(cost.joules.sum()),
     }

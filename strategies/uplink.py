@@ -36,18 +36,22 @@ class Airtime:
     """What a round cost on the radio, for the ledger.
 
     Attributes:
-        channel_uses: complex symbols, all devices together.
+        channel_uses: complex symbols, all devices together, side information included.
+        control_uses: those of side information alone.
         seconds: until the last symbol.
         joules: [num_devices] transmit energy.
         payload_bytes: [num_devices] bytes of updates sent digitally.
         control_bytes: [num_devices] bytes of digital side information.
+        announced_bytes: bytes that the server sends every device before it transmits.
     """
 
     channel_uses: int
+    control_uses: int
     seconds: float
     joules: NDArray[np.float64]
     payload_bytes: NDArray[np.int64]
     control_bytes: NDArray[np.int64]
+    announced_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,15 @@ class RadioChannel(ChannelConfig):
     """Mean power limit of a device."""
     bandwidth_hz: float = 1e6
     """Complex channel uses a second, over all subcarriers."""
+    power: str = "whole"
+    """Where a device puts its power when it sends bits in its share of the band: whole (all of it
+    in the share: the energy per second that it spends in the air) or density (the power density of
+    a device that fills the band)."""
+    max_bits_per_use: float = 16.0
+    """Cap on the Shannon rate of bits sent, on every subcarrier; 16 only counts beyond 48 dB."""
+    outage: float = 0.01
+    """Share of packets of bits that may be lost because csi_error promised too much; devices keep
+    their rate below what their estimate says, just as far as that takes."""
     placement: str = "equal"
     """equal (mean gain 1 for everybody) or cell."""
     cell: CellConfig = field(default_factory=CellConfig)
@@ -90,6 +99,10 @@ class RadioChannel(ChannelConfig):
         require("channel.tx_power_dbm", power, -inf < power < inf, "must be finite")
         band = self.bandwidth_hz
         require("channel.bandwidth_hz", band, 0 < band < inf, "must be > 0 and finite")
+        one_of("channel.power", self.power, ("whole", "density"))
+        most, lost = self.max_bits_per_use, self.outage
+        require("channel.max_bits_per_use", most, 0 < most < inf, "must be > 0 and finite")
+        require("channel.outage", lost, 0 < lost < 1, "must lie between 0 and 1")
 
 
 @dataclass
@@ -100,7 +113,11 @@ class AircompChannel(RadioChannel):
     """Power control: zf (channel inversion), truncated (per subcarrier), optimal (threshold policy
     of least error), cotaf, phase (phase only, full power), or obda (one bit, majority vote)."""
     gain_floor: float = 0.1
-    """Devices below this times their mean gain keep silent (truncated, cotaf, obda), > 0."""
+    """Devices below this times their mean gain (behind the receive beam if there is one) keep
+    silent (truncated, cotaf, obda), > 0."""
+    budget: str = "long_term"
+    """What the power limit of truncated and obda is about: long_term (the mean over the law of the
+    fading) or per_use (every channel use)."""
     num_antennas: int = 1
     """Receive antennas; above 1 a receive beam per subcarrier comes before power control."""
     peak_to_mean_db: float = inf
@@ -116,6 +133,7 @@ class AircompChannel(RadioChannel):
         one_of("channel.scheme", self.scheme, schemes)
         floor, peak, step = self.gain_floor, self.peak_to_mean_db, self.vote_step
         require("channel.gain_floor", floor, 0 < floor < inf, "must be > 0 and finite")
+        one_of("channel.budget", self.budget, ("long_term", "per_use"))
         antennas = self.num_antennas
         require("channel.num_antennas", antennas, antennas >= 1, "must be >= 1")
         require("channel.peak_to_mean_db", peak, peak >= 0, "must be >= 0 dB, inf allowed")
@@ -127,20 +145,23 @@ class AircompChannel(RadioChannel):
 class DigitalChannel(RadioChannel):
     """The honest rival: OFDMA, each device alone on its share, at its Shannon rate."""
 
-    bits: int = 8
-    """Bits per real, by stochastic rounding."""
+    bits: int | None = 8
+    """Bits per real, each tensor apart: stochastic rounding, or at 1 the side of the mean with the
+    mean of each side. null, with max_uses_per_real: those of least predicted error every round."""
     target_bits_per_use: float | None = None
     """Spectral efficiency everybody codes for, below it is outage; null: what known gains allow."""
     gain_floor: float = 0.0
     """Devices whose mean gain falls below this times its long-term value keep silent."""
     max_uses_per_real: float | None = None
-    """Channel uses of all devices together per real of the update (AirComp spends 0.5); what does
-    not fit is not sent. null: no limit."""
+    """Channel uses of all devices together per real of the update, side information apart (AirComp
+    spends 0.5); what does not fit is not sent. null: no limit."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
-        require("channel.bits", self.bits, 1 <= self.bits <= 24, "must be 1 to 24")
+        bits, is_short = self.bits, self.max_uses_per_real is not None
+        fits = is_short if bits is None else 1 <= bits <= 24
+        require("channel.bits", bits, fits, "must be 1 to 24; or null with max_uses_per_real")
         for key in ("target_bits_per_use", "max_uses_per_real"):
             value = getattr(self, key)
             fits = value is None or 0 < value < inf

@@ -91,12 +91,13 @@ def aggregate(
         for start, end in bounds
     ]
     mean = np.zeros(num_params, dtype=updates.dtype)
-    tally = Tally.empty(num_devices)
+    tally, num_announced = Tally.empty(num_devices), 0
     num_sub = state.gains.shape[1]
     max_rows = max(1, _CHUNK_USES // num_sub)
     step = 2 * max_rows * num_sub
     for (start, end), side in zip(bounds, sides, strict=True):
         plan = control.plan(state, shares * side.spreads, limits)
+        num_announced += plan.num_announced
         link = BlockLink.build(
             state, plan, shares, side, lost=lost, loss_is_known=loss_is_known, peak_power=peak_power
         )
@@ -109,7 +110,10 @@ def aggregate(
             )
             noise = rng.standard_normal(sums.shape, dtype=updates.dtype.type)
             mean[lo:hi] = tally.book_chunk(link, sums, noise, hi - lo)
+    side_numbers = len(bounds) * num_devices * (2 if control.removes_mean else 1)
     report: AirReport = tally.report(
-        num_params, control_bytes=8 * len(bounds) * num_devices * (2 if control.removes_mean else 1)
+        num_params,
+        control_bytes=updates.dtype.itemsize * side_numbers,
+        announced_bytes=4 * num_announced,
     )
     return (None if report.unheard_reals == num_params else mean), report

@@ -5,6 +5,7 @@ noise of -174 dBm/Hz. Antenna gains and interference from other cells are not mo
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,22 +50,19 @@ class Cell:
         if not 0.0 < self.bandwidth_hz < math.inf:
             raise ChannelError(f"cell bandwidth_hz={self.bandwidth_hz} must be finite and > 0")
 
-    def distances_m(self, seed: int, num_devices: int) -> NDArray[np.float64]:
+    def distances_m(self, seed: int, devices: Iterable[int]) -> NDArray[np.float64]:
         """Returns [num_devices] distances in m of devices spread evenly over the ring's area."""
-        shares = np.array([generator(seed, "placement", k).random() for k in range(num_devices)])
+        shares = np.array([generator(seed, "placement", k).random() for k in devices])
         inner = self.min_distance_m**2
         distances: NDArray[np.float64] = np.sqrt(inner + shares * (self.radius_m**2 - inner))
         return distances
 
-    def mean_gains(self, seed: int, num_devices: int) -> NDArray[np.float64]:
+    def mean_gains(self, seed: int, devices: Iterable[int]) -> NDArray[np.float64]:
         """Returns [num_devices] linear power gains from path loss and shadowing, fixed per seed."""
-        shadows_db = np.array(
-            [
-                self.shadowing_db * generator(seed, "shadowing", k).standard_normal()
-                for k in range(num_devices)
-            ]
-        )
-        losses_db = path_loss_db(self.distances_m(seed, num_devices)) + shadows_db
+        chosen = list(devices)
+        shadows = [generator(seed, "shadowing", k).standard_normal() for k in chosen]
+        losses_db = path_loss_db(self.distances_m(seed, chosen))
+        losses_db += self.shadowing_db * np.array(shadows)
         gains: NDArray[np.float64] = 10.0 ** (-losses_db / 10.0)
         return gains
 
@@ -73,18 +71,6 @@ class Cell:
         return dbm_to_watt(
             THERMAL_NOISE_DBM_HZ + 10.0 * math.log10(self.bandwidth_hz) + self.noise_figure_db
         )
-
-    def mean_rx_snr_db(
-        self, seed: int, num_devices: int, tx_power_dbm: float
-    ) -> NDArray[np.float64]:
-        """Returns [num_devices] receive SNRs in dB averaged over small-scale fading.
-
-        This is one device's received power over noise; it is neither the tx-SNR (no path loss) nor
-        the aligned SNR (all devices, after power control).
-        """
-        rx_w = dbm_to_watt(tx_power_dbm) * self.mean_gains(seed, num_devices)
-        snr_db: NDArray[np.float64] = 10.0 * np.log10(rx_w / self.noise_power_w())
-        return snr_db
 
 
 def path_loss_db(distances_m: NDArray[np.float64]) -> NDArray[np.float64]:

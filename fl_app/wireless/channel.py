@@ -6,7 +6,8 @@ named by (seed, round, device), so no draw depends on the order of calls or on w
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_app.seeding import generator
 from fl_app.wireless.errors import ChannelError
+from fl_app.wireless.gain_law import RAYLEIGH, GainLaw, RicianLaw
 
 Complex = NDArray[np.complex128]
 Kind = Literal["ideal", "awgn", "rayleigh", "rician"]
@@ -68,12 +70,16 @@ class ChannelState:
         known_gains: same shape; what devices and server believe h to be.
         noise_power: sigma^2 of the complex noise of one channel use, >= 0.
         mean_gains: [num_devices] E|h|^2 of each device over rounds, > 0.
+        csi_error: eps of ``estimate_gains``, 0 (known gains are true) to 1.
+        law: of |known gain|^2 / mean gain over rounds, the same for all devices.
     """
 
     gains: Complex
     known_gains: Complex
     noise_power: float
     mean_gains: NDArray[np.float64]
+    csi_error: float = 0.0
+    law: GainLaw = RAYLEIGH
 
     def __post_init__(self) -> None:
         """Raises ChannelError if shapes disagree or a value is not finite."""
@@ -90,6 +96,17 @@ class ChannelState:
             raise ChannelError("mean_gains must be finite and > 0")
         if not (self.noise_power >= 0.0 and math.isfinite(self.noise_power)):
             raise ChannelError(f"noise_power={self.noise_power} must be finite and >= 0")
+        if not 0.0 <= self.csi_error <= 1.0:
+            raise ChannelError(f"csi_error={self.csi_error} must be 0..1")
+
+    def of(self, devices: NDArray[np.bool_]) -> "ChannelState":
+        """Returns the channel of the devices where a [num_devices] mask is True."""
+        return replace(
+            self,
+            gains=self.gains[devices],
+            known_gains=self.known_gains[devices],
+            mean_gains=self.mean_gains[devices],
+        )
 
 
 def complex_normal(
@@ -102,22 +119,17 @@ def complex_normal(
     return drawn
 
 
-def draw_gains(fading: Fading, seed: int, round: int, num_devices: int) -> Complex:
+def draw_gains(fading: Fading, seed: int, round: int, devices: Iterable[int]) -> Complex:
     """Draws [num_devices, num_subcarriers] coefficients of single-antenna devices and server."""
-    return np.stack(
-        [draw_mimo_gains(fading, seed, round, k, 1, 1)[:, 0, 0] for k in range(num_devices)]
-    )
+    return np.stack([draw_mimo_gains(fading, seed, round, k, 1, 1)[:, 0, 0] for k in devices])
 
 
 def draw_antenna_gains(
-    fading: Fading, seed: int, round: int, num_devices: int, num_antennas: int
+    fading: Fading, seed: int, round: int, devices: Iterable[int], num_antennas: int
 ) -> Complex:
     """Draws [num_devices, num_subcarriers, num_antennas] towards a server with many antennas."""
     return np.stack(
-        [
-            draw_mimo_gains(fading, seed, round, k, num_antennas, 1)[:, :, 0]
-            for k in range(num_devices)
-        ]
+        [draw_mimo_gains(fading, seed, round, k, num_antennas, 1)[:, :, 0] for k in devices]
     )
 
 
@@ -164,7 +176,9 @@ def draw_mimo_gains(
     return mixed
 
 
-def estimate_gains(gains: Complex, csi_error: float, seed: int, round: int) -> Complex:
+def estimate_gains(
+    gains: Complex, csi_error: float, seed: int, round: int, devices: Iterable[int] | None = None
+) -> Complex:
     """Returns CSI: sqrt(1 - eps^2) h + eps CN(0, 1), device by device.
 
     Args:
@@ -172,6 +186,7 @@ def estimate_gains(gains: Complex, csi_error: float, seed: int, round: int) -> C
         csi_error: eps, 0 (perfect) to 1 (worthless).
         seed: the run's seed.
         round: server round.
+        devices: partition indices of the rows; None for 0, 1, 2...
 
     Raises:
         ChannelError: ``csi_error`` is out of range.
@@ -183,15 +198,29 @@ def estimate_gains(gains: Complex, csi_error: float, seed: int, round: int) -> C
     errors = np.stack(
         [
             complex_normal(generator(seed, "csi", round, k), gains.shape[1:])
-            for k in range(len(gains))
+            for k in (range(len(gains)) if devices is None else devices)
         ]
     )
     known: Complex = math.sqrt(1.0 - csi_error**2) * gains + csi_error * errors
     return known
 
 
-def jitter_phase(gains: Complex, jitter_rad: float, seed: int, round: int) -> Complex:
+def known_law(fading: Fading, csi_error: float) -> RicianLaw:
+    """Returns the law of the estimates that ``estimate_gains`` makes: errors add to the scatter."""
+    sight = {"ideal": 1.0, "awgn": 1.0, "rayleigh": 0.0}.get(
+        fading.kind, fading.rician_k / (1.0 + fading.rician_k)
+    )
+    certain = 1.0 - csi_error**2
+    scatter = certain * (1.0 - sight) + csi_error**2
+    return RicianLaw(certain * sight / scatter if scatter > 0.0 else math.inf)
+
+
+def jitter_phase(
+    gains: Complex, jitter_rad: float, seed: int, round: int, devices: Iterable[int] | None = None
+) -> Complex:
     """Turns each device's coefficients by one angle N(0, jitter_rad^2): imperfect synchronisation.
+
+    Arguments as for ``estimate_gains``.
 
     Raises:
         ChannelError: ``jitter_rad`` is negative or not finite.
@@ -199,7 +228,8 @@ def jitter_phase(gains: Complex, jitter_rad: float, seed: int, round: int) -> Co
     if not (jitter_rad >= 0.0 and math.isfinite(jitter_rad)):
         raise ChannelError(f"jitter_rad={jitter_rad} must be finite and >= 0")
     angles = [
-        jitter_rad * generator(seed, "phase", round, k).standard_normal() for k in range(len(gains))
+        jitter_rad * generator(seed, "phase", round, k).standard_normal()
+        for k in (range(len(gains)) if devices is None else devices)
     ]
     turned: Complex = gains * np.exp(1j * np.array(angles)).reshape(-1, *[1] * (gains.ndim - 1))
     return turned
@@ -214,6 +244,7 @@ def draw_state(
     noise_power: float,
     csi_error: float = 0.0,
     jitter_rad: float = 0.0,
+    devices: Sequence[int] | None = None,
 ) -> ChannelState:
     """Draws one round's channel: fading, path loss, CSI and the phase error after estimation.
 
@@ -225,15 +256,19 @@ def draw_state(
         noise_power: sigma^2 of the complex noise of one channel use, >= 0.
         csi_error: see ``estimate_gains``.
         jitter_rad: see ``jitter_phase``; nobody knows this angle.
+        devices: partition indices of the devices; None for 0, 1, 2...
 
     Raises:
         ChannelError: a value is out of range.
     """
-    small = draw_gains(fading, seed, round, len(mean_gains))
+    chosen = range(len(mean_gains)) if devices is None else devices
+    small = draw_gains(fading, seed, round, chosen)
     scale = np.sqrt(mean_gains)[:, None]
     return ChannelState(
-        gains=scale * jitter_phase(small, jitter_rad, seed, round),
-        known_gains=scale * estimate_gains(small, csi_error, seed, round),
+        gains=scale * jitter_phase(small, jitter_rad, seed, round, chosen),
+        known_gains=scale * estimate_gains(small, csi_error, seed, round, chosen),
         noise_power=0.0 if fading.kind == "ideal" else noise_power,
         mean_gains=mean_gains,
+        csi_error=csi_error,
+        law=known_law(fading, csi_error),
     )

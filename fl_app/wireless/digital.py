@@ -1,14 +1,11 @@
-"""The digital baseline: OFDMA with Shannon rates, stochastic rounding and outage.
+"""The digital baseline: OFDMA with Shannon rates, quantisation tensor by tensor, and outage.
 
-Of B channel uses a second and M subcarriers every device gets an equal share, spread evenly over
-the band, and transmits with power P per channel use of its own. Device k therefore carries at most
-
-    R_k = B / K * mean_m log2(1 + P_k |h_km|^2 / sigma^2)   bit/s
-
-(capacity of its share; coding is ideal). Against aggregation in the air at the same B and receive
-SNR g of every device, q reals of Q bits take T_OFDMA / T_Air = 2 K Q / log2(1 + g) as long.
+See ``fl_app.wireless.ofdma`` for rates and ``fl_app.wireless.codes`` for bits. Against aggregation
+in the air at the same B and receive SNR g of every device in its share, q reals of Q bits take
+T_OFDMA / T_Air = 2 K Q / log2(1 + g) as long.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +14,23 @@ from numpy.typing import NDArray
 
 from fl_app.wireless.channel import ChannelState
 from fl_app.wireless.checks import check_devices
+from fl_app.wireless.codes import SIDE_BITS, CodeBook, code_book
 from fl_app.wireless.errors import ChannelError
-from fl_app.wireless.quantise import quantise
+from fl_app.wireless.ofdma import (
+    Band,
+    capacity_bits_per_use,
+    matched_shares,
+    planned_bits_per_use,
+    send_cost,
+)
+from fl_app.wireless.rationing import PLAN_BITS, best_bits, choose
 from fl_app.wireless.report import Relative
-from fl_app.wireless.standardise import check_updates
+from fl_app.wireless.standardise import block_bounds, check_updates
 
 Floats = NDArray[np.float64]
 
-_CHUNK_REALS = 1 << 14
+_CHUNK_REALS = 1 << 13
 """Entries quantised together; float64 temporaries of this size stay in the cache."""
-
-SIDE_BITS = 128
-"""Bits of each device's lowest value and step, two float64 numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,24 @@ class DigitalReport(Relative):
     """Figures of one digital round; errors are against the mean of all scheduled devices.
 
     Attributes:
-        predicted_mse: closed form sum_k w_k^2 step_k^2 / 6 plus what outage takes away, known only
-            once the round is over.
-        expected_mse: the same with the mean fractions that a device's entries really have.
+        predicted_mse: closed form: coding errors that are uncorrelated between devices, plus what
+            outage and unsent entries take away, which is known only once the round is over.
+        expected_mse: the mean over the roundings for the very entries that were sent; equal to the
+            realised one for one bit, where nothing is rounded at random.
         realised_mse: what happened.
         mean_energy: mean square of the exact weighted mean.
-        is_silent: [num_devices] bool; in outage, rationed to nothing, or lost.
+        is_silent: [num_devices] bool; in outage, left out, or lost.
         rates_bps: [num_devices] rate in bit/s that a device transmits at; 0 if it keeps silent.
-        seconds: until the last device is done; 0 if nobody transmits.
-        joules: [num_devices] transmit energy, P in W provided: P / B a channel use, as in the air,
-            so a device on 1/K of the band radiates P / K. A failed packet costs as much.
-        tx_power: [num_devices] mean transmit power of the device's own channel uses.
-        channel_uses: complex symbols spent by all devices together.
-        payload_bytes: [num_devices] bytes sent, side information included.
+        seconds: until the last device is done, side information included; 0 if nobody transmits.
+        joules: [num_devices] transmit energy, side information included. A failed packet costs as
+            much.
+        tx_power: [num_devices] power of the device's own channel uses; 0 if it keeps silent.
+        channel_uses: complex symbols spent on entries by all devices together.
+        control_uses: the same for side information.
+        payload_bytes: [num_devices] bytes of coded entries sent.
+        control_bytes: [num_devices] bytes of side information sent.
+        bits: bits per real.
+        sent_reals: entries sent; the others stay 0.
     """
 
     predicted_mse: float
@@ -61,38 +68,40 @@ class DigitalReport(Relative):
     joules: Floats
     tx_power: Floats
     channel_uses: int
+    control_uses: int
     payload_bytes: NDArray[np.int64]
+    control_bytes: NDArray[np.int64]
+    bits: int
+    sent_reals: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ofdma:
-    """How a digital round is set up.
+class Ofdma(Band):
+    """How a digital round is set up; see ``Band`` for the options of the band.
 
     Attributes:
-        bits: bits per real, 1 to 24.
-        bandwidth_hz: complex channel uses a second, B, > 0.
+        bits: bits per real, 1 to 24; None for those of least predicted error, where uses are
+            limited.
         target_bits_per_use: spectral efficiency that everybody codes for, > 0; a device whose
-            channel carries less is in outage. None adapts to the known channel: outage only
-            happens where that is better than the true one.
+            channel carries less is in outage. None adapts to the known channel.
         gain_floor: devices with a known mean gain below this times their long-term one keep silent.
-        max_uses_per_real: channel uses of all devices together per real of the update, > 0; None
-            for no limit (aggregation in the air spends 1/2). Devices then send the first entries,
-            as many as their rates allow, of one random order that all share (Konečný et al. 2016,
-            arXiv:1610.05492); the mean divides per entry by the weights that arrived.
+        max_uses_per_real: channel uses of all devices together per real of the update, side
+            information apart, > 0; None for no limit and equal shares of the band (aggregation in
+            the air spends 1/2). Devices then send the first entries, as many as the limit allows,
+            of one random order that all share (Konečný et al. 2016, arXiv:1610.05492), in shares of
+            the band that make all rates equal (``fl_app.wireless.rationing``).
     """
 
-    bits: int = 8
-    bandwidth_hz: float = 1e6
+    bits: int | None = 8
     target_bits_per_use: float | None = None
     gain_floor: float = 0.0
     max_uses_per_real: float | None = None
 
     def __post_init__(self) -> None:
         """Raises ChannelError on a value out of range."""
-        if not 1 <= self.bits <= 24:
-            raise ChannelError(f"bits={self.bits} must be 1..24")
-        if not 0.0 < self.bandwidth_hz < np.inf:
-            raise ChannelError(f"bandwidth_hz={self.bandwidth_hz} must be finite and > 0")
+        super().__post_init__()
+        if self.bits is not None and not 1 <= self.bits <= 24:
+            raise ChannelError(f"bits={self.bits} must be 1..24, or None")
         target = self.target_bits_per_use
         if target is not None and not 0.0 < target < np.inf:
             raise ChannelError(f"target_bits_per_use={target} must be finite and > 0, or None")
@@ -101,29 +110,18 @@ class Ofdma:
         limit = self.max_uses_per_real
         if limit is not None and not 0.0 < limit < np.inf:
             raise ChannelError(f"max_uses_per_real={limit} must be finite and > 0, or None")
-
-    def entries(self, per_use: Floats, num_params: int) -> NDArray[np.int64]:
-        """Returns [num_devices] how many entries each device may send at its bits per use."""
-        if self.max_uses_per_real is None:
-            return np.where(per_use > 0.0, num_params, 0)
-        uses = self.max_uses_per_real * num_params / len(per_use)
-        fit = np.floor((np.minimum(uses * per_use, 1e18) - SIDE_BITS) / self.bits)
-        return np.clip(fit, 0, num_params).astype(np.int64)
+        if self.bits is None and limit is None:
+            raise ChannelError("bits=None chooses where uses are short; set max_uses_per_real")
 
 
-def capacity_bits_per_use(gains: NDArray[Any], noise_power: float, power: Floats) -> Floats:
-    """Returns [num_devices] mean over subcarriers of log2(1 + P |h|^2 / sigma^2).
+@dataclass(frozen=True)
+class _Schedule:
+    """Who sends what: [num_devices] shares of the band and bits per use, 0 for who does not."""
 
-    Args:
-        gains: [num_devices, num_subcarriers] complex coefficients.
-        noise_power: sigma^2 of a channel use; with 0 a device with any gain has rate ``inf``.
-        power: [num_devices] P of a channel use, > 0.
-    """
-    received = power[:, None] * np.abs(gains) ** 2
-    if noise_power == 0.0:
-        return np.where(received.max(axis=1) > 0.0, np.inf, 0.0)
-    capacity: Floats = np.log2(1.0 + received / noise_power).mean(axis=1)
-    return capacity
+    shares: Floats
+    per_use: Floats
+    bits: int
+    entries: int
 
 
 def aggregate_digitally(
@@ -134,6 +132,7 @@ def aggregate_digitally(
     rng: np.random.Generator,
     *,
     power: float | NDArray[np.float64] = 1.0,
+    blocks: Sequence[int] | None = None,
     is_lost: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[Any] | None, DigitalReport]:
     """Receives the weighted mean of quantised updates, device by device.
@@ -142,9 +141,10 @@ def aggregate_digitally(
         updates: [num_devices, num_params] float32 or float64, any scale; not changed.
         weights: [num_devices] >= 0, not all 0; those of devices in outage are left out.
         state: the round's channel; the tx-SNR is ``power / state.noise_power``.
-        setup: bits, bandwidth and rate.
-        rng: draws the roundings, and nothing else.
-        power: transmit power P_k of a channel use, one for all or [num_devices], > 0.
+        setup: bits, band and rate.
+        rng: draws the roundings and the order of entries, and nothing else.
+        power: transmit power P_k, one for all or [num_devices], > 0.
+        blocks: sizes of consecutive tensors, coded apart; None for one.
         is_lost: [num_devices] bool; devices that fail after rates were announced.
 
     Returns:
@@ -157,72 +157,118 @@ def aggregate_digitally(
     shares = check_updates(updates, np.asarray(weights, dtype=np.float64))
     num_devices, num_params = updates.shape
     limits, lost = check_devices(num_devices, state, power, is_lost)
-
-    known = capacity_bits_per_use(state.known_gains, state.noise_power, limits)
-    true = capacity_bits_per_use(state.gains, state.noise_power, limits)
-    gains = (np.abs(state.known_gains) ** 2).mean(axis=1)
-    transmits = (known > 0.0) & (gains >= setup.gain_floor * state.mean_gains) & (shares > 0.0)
-    transmits &= ~lost
-    wanted = (
-        known
-        if setup.target_bits_per_use is None
-        else np.full_like(known, setup.target_bits_per_use)
-    )
-    per_use = np.where(transmits, wanted, 0.0)
-    entries = setup.entries(per_use, num_params)
-    transmits &= entries > 0
-    per_use = np.where(transmits, per_use, 0.0)
+    bounds = block_bounds(blocks, num_params)
+    books = [code_book(k, row, bounds) for k, row in enumerate(updates)]
+    plan = _schedule(books, shares, state, setup, limits, num_params)
+    use_power = setup.use_power(limits, plan.shares)
+    true = capacity_bits_per_use(state.gains, state.noise_power, use_power, setup.max_bits_per_use)
+    per_use = np.where(lost, 0.0, plan.per_use)
+    transmits = per_use > 0.0
     arrives = transmits & (per_use <= true * (1.0 + 1e-12))
 
-    spans = [_span(k, row) for k, row in enumerate(updates)]
-    is_rationed = bool((entries[arrives] < num_params).any())
-    places = rng.permutation(num_params) if is_rationed else np.zeros(num_params, np.int64)
-    mean = np.zeros(num_params, dtype=updates.dtype)
-    squares, variances = np.zeros(num_devices), np.zeros(num_devices)
-    sums = np.zeros(3)  # what outage takes away, realised error, energy
-    for lo in range(0, num_params, _CHUNK_REALS):
-        part = updates[:, lo : lo + _CHUNK_REALS].astype(np.float64)
-        is_sent = arrives[:, None] & (places[lo : lo + _CHUNK_REALS] < entries[:, None])
-        weight = shares @ is_sent
-        ratios = np.divide(
-            shares[:, None] * is_sent, weight, out=np.zeros_like(part), where=is_sent
-        )
-        exact, received = shares @ part, np.zeros(part.shape[1])
-        for k in np.flatnonzero(is_sent.any(axis=1)):
-            sent = quantise(part[k], setup.bits, rng, span=spans[k])
-            received += ratios[k] * sent.values()
-            share = float(np.sum(ratios[k] ** 2))
-            squares[k] += share
-            variances[k] += share * sent.variance
-        sums[0] += np.sum(((ratios * part).sum(axis=0) - exact) ** 2)
-        sums[1] += np.sum((received - exact) ** 2)
-        sums[2] += np.sum(exact**2)
-        mean[lo : lo + _CHUNK_REALS] = received
-    steps = np.array([(high - low) / (2**setup.bits - 1) for low, high in spans])
-    outage, realised, energy = (sums / num_params).tolist()
-    bits = np.where(transmits, setup.bits * entries + SIDE_BITS, 0)
-    rates = setup.bandwidth_hz / num_devices * per_use
-    seconds = np.divide(bits, rates, out=np.zeros_like(rates), where=rates > 0.0)
-    uses = np.ceil(np.divide(bits, per_use, out=np.zeros_like(rates), where=per_use > 0.0))
+    mean, sums = _receive(updates, shares, arrives, books, plan, bounds, rng)
+    side_bits = SIDE_BITS * len(bounds) + (0 if setup.max_uses_per_real is None else PLAN_BITS)
+    payload = np.where(transmits, plan.bits * plan.entries, 0)
+    side = np.where(transmits, side_bits, 0)
+    whole = send_cost(payload + side, per_use, plan.shares, limits, setup)
+    ratios = np.where(arrives, shares, 0.0) / max(shares[arrives].sum(), 1e-300)
+    coding = float(ratios**2 @ [book.predicted_error(plan.bits) for book in books])
+    lacking, variance, realised, energy = (sums / num_params).tolist()
     report = DigitalReport(
-        predicted_mse=float(squares @ steps**2) / 6.0 / num_params + outage,
-        expected_mse=float(variances.sum()) / num_params + outage,
+        predicted_mse=lacking + coding * plan.entries / num_params,
+        expected_mse=realised if plan.bits == 1 else lacking + variance,
         realised_mse=realised,
         mean_energy=energy,
         is_silent=~arrives & (shares > 0.0),
-        rates_bps=rates,
-        seconds=float(seconds.max()),
-        joules=limits * seconds / num_devices,
-        tx_power=np.where(transmits, limits, 0.0),
-        channel_uses=int(uses.sum()),
-        payload_bytes=-(-bits // 8),
+        rates_bps=setup.bandwidth_hz * plan.shares * per_use,
+        seconds=whole.seconds,
+        joules=whole.joules,
+        tx_power=np.where(transmits, use_power, 0.0),
+        channel_uses=int(send_cost(payload, per_use, plan.shares, limits, setup).uses.sum()),
+        control_uses=int(send_cost(side, per_use, plan.shares, limits, setup).uses.sum()),
+        payload_bytes=-(-payload // 8),
+        control_bytes=-(-side // 8),
+        bits=plan.bits,
+        sent_reals=plan.entries if arrives.any() else 0,
     )
     return (mean if arrives.any() else None), report
 
 
-def _span(device: int, row: NDArray[Any]) -> tuple[float, float]:
-    """Returns minimum and maximum of one update."""
-    low, high = float(row.min()), float(row.max())
-    if not np.isfinite(high - low):
-        raise ChannelError(f"the update of device {device} is not finite; leave it out")
-    return low, high
+def _schedule(
+    books: Sequence[CodeBook],
+    weights: Floats,
+    state: ChannelState,
+    setup: Ofdma,
+    limits: Floats,
+    num_params: int,
+) -> _Schedule:
+    """Plans a round from what is known before it."""
+    equal = np.full(len(books), 1.0 / len(books))
+    cap, target = setup.max_bits_per_use, setup.target_bits_per_use
+    known = capacity_bits_per_use(
+        state.known_gains, state.noise_power, setup.use_power(limits, equal), cap
+    )
+    gains = (np.abs(state.known_gains) ** 2).mean(axis=1)
+    sends = (known > 0.0) & (gains >= setup.gain_floor * state.mean_gains) & (weights > 0.0)
+    if setup.max_uses_per_real is None:
+        shares, bits, entries = np.where(sends, equal, 0.0), setup.bits or 24, num_params
+        return _Schedule(shares, _coded(state, setup, limits, shares), bits, entries)
+    choices = range(1, 25) if setup.bits is None else (setup.bits,)
+    rates = np.where(sends, known if target is None else target, 0.0)
+    sends = choose(books, weights, rates, setup.max_uses_per_real, choices)
+    shares = np.zeros(len(books))
+    if not sends.any():
+        return _Schedule(shares, shares, choices[0], 0)
+    shares[sends] = (
+        matched_shares(state.of(sends), limits[sends], setup)
+        if target is None
+        else 1.0 / sends.sum()
+    )
+    per_use = _coded(state, setup, limits, shares)
+    uses = np.floor(setup.max_uses_per_real * num_params * shares[sends])
+    budget = float((uses * per_use[sends]).min())
+    bits = best_bits(books, weights, sends, budget / num_params, choices)
+    entries = min(num_params, int(budget // bits))
+    return _Schedule(shares, per_use if entries else np.zeros_like(per_use), bits, entries)
+
+
+def _coded(state: ChannelState, setup: Ofdma, limits: Floats, shares: Floats) -> Floats:
+    """Returns [num_devices] bits per use that devices code for; 0 without a share."""
+    planned = planned_bits_per_use(state, setup.use_power(limits, shares), setup)
+    target = setup.target_bits_per_use
+    return np.where(shares > 0.0, planned if target is None else target, 0.0)
+
+
+def _receive(
+    updates: NDArray[Any],
+    shares: Floats,
+    arrives: NDArray[np.bool_],
+    books: Sequence[CodeBook],
+    plan: _Schedule,
+    bounds: list[tuple[int, int]],
+    rng: np.random.Generator,
+) -> tuple[NDArray[Any], Floats]:
+    """Returns the mean, and sums: what is lacking, rounding variance, realised error, energy."""
+    num_params = updates.shape[1]
+    is_rationed = plan.entries < num_params
+    places = rng.permutation(num_params) if is_rationed else np.zeros(num_params, np.int64)
+    heard = np.flatnonzero(arrives)
+    ratios = shares[heard] / max(shares[heard].sum(), 1e-300)
+    mean, sums = np.zeros(num_params, dtype=updates.dtype), np.zeros(4)
+    for tensor, (start, end) in enumerate(bounds):
+        codes = [books[k].code(tensor, plan.bits) for k in heard.tolist()]
+        for lo in range(start, end, _CHUNK_REALS):
+            hi = min(lo + _CHUNK_REALS, end)
+            part = updates[:, lo:hi].astype(np.float64)
+            is_sent = places[lo:hi] < plan.entries
+            count, exact = int(np.count_nonzero(is_sent)), shares @ part
+            received, lacking = np.zeros(hi - lo), exact.copy()
+            lacking[is_sent] -= ratios @ part[np.ix_(heard, is_sent)]
+            for ratio, code, row in zip(ratios, codes, part[heard], strict=True):
+                if count:
+                    decoded, variance = code.send(row[is_sent], rng)
+                    received[is_sent] += ratio * decoded
+                    sums[1] += ratio**2 * variance * count
+            sums[[0, 2, 3]] += lacking @ lacking, np.sum((received - exact) ** 2), exact @ exact
+            mean[lo:hi] = received
+    return mean, sums

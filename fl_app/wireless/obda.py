@@ -96,7 +96,7 @@ def majority_vote(
         decided_reals=decided,
         tx_power=active / max(1, uses),
         channel_uses=uses,
-        control_bytes=0,
+        announced_bytes=4 * plan.num_announced,
         unheard_reals=unheard,
     )
     return (None if unheard == num_params else votes), filled

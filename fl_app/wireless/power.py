@@ -9,12 +9,11 @@ eta the denoising factor. Per real entry of the sum the error is
 for uncorrelated symbols. Every rule here decides from *known* gains; subcarriers are independent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import exp1
 
 from fl_app.wireless.channel import ChannelState, Complex
 from fl_app.wireless.errors import ChannelError
@@ -36,6 +35,7 @@ class PowerPlan:
             target is 0 sends nothing and yet is heard: its mean arrives digitally.
         sum_mse: [num_subcarriers] closed-form MSE per real entry of the sum over heard devices, if
             the known gains are true. What silence does to the mean is not in it.
+        num_announced: numbers that the server must tell the devices: distinct denoising factors.
         heard_share: None if the server knows who is silent and divides by the weights heard; else
             the share of the weights that it expects to hear.
     """
@@ -44,6 +44,7 @@ class PowerPlan:
     denoising: Floats
     is_heard: NDArray[np.bool_]
     sum_mse: Floats
+    num_announced: int
     heard_share: float | None = None
 
 
@@ -88,16 +89,17 @@ class TruncatedInversion:
     """Truncated channel inversion (Zhu, Wang, Huang 2020, arXiv:1812.11494), per subcarrier.
 
     Silent wherever |h|^2 < ``gain_floor`` times the device's mean gain. With the "long_term" budget
-    eta = min_k P_k gbar_k / (a_k^2 E1(gain_floor)), which keeps every device's power at or below
-    P_k on average over Rayleigh fading but not in every round; with "per_use" the weakest heard
-    device sets eta and no use exceeds P_k.
+    eta = min_k P_k gbar_k / (a_k^2 E[1/g; g >= g_th]), g the gain over its mean, which keeps every
+    device's power at or below P_k on average over the channel's law but not in every round; for
+    Rayleigh fading the expectation is E1(g_th). With "per_use" the weakest heard device sets eta
+    and no use exceeds P_k.
 
     Attributes:
         gain_floor: g_th, linear, > 0: E1 diverges at 0.
         budget: over what the power is averaged.
         knows_silence: the server divides by the weights it heard. If False it counts everybody's
-            mean and divides the received sum by the share exp(-gain_floor) that Rayleigh fading
-            lets through: unbiased over rounds, but with more variance.
+            mean and divides the received sum by the share that the channel's law lets through,
+            exp(-g_th) for Rayleigh fading: unbiased over rounds, but with more variance.
         removes_mean: see ``PowerControl``.
     """
 
@@ -115,11 +117,14 @@ class TruncatedInversion:
     def plan(self, state: ChannelState, targets: Floats, power: Floats) -> PowerPlan:
         """See ``PowerControl.plan``."""
         heard = _is_heard(state, targets, self.gain_floor * state.mean_gains)
-        share = None if self.knows_silence else float(np.exp(-self.gain_floor))
+        share = None if self.knows_silence else state.law.heard_share(self.gain_floor)
+        if share == 0.0:
+            raise ChannelError(f"gain_floor={self.gain_floor} is above every gain; lower it")
         if self.budget == "per_use":
             return _invert(state, targets, heard, _weakest(state, targets, heard, power), share)
-        limit = _ratio(power * state.mean_gains, targets) / exp1(self.gain_floor)
-        eta = np.full(heard.shape[1], limit.min())
+        inverse = state.law.mean_inverse_above(self.gain_floor)
+        limit = _ratio(power * state.mean_gains, targets) / inverse if inverse else np.inf
+        eta = np.full(heard.shape[1], np.min(limit))
         return _invert(state, targets, heard, eta, share)
 
 
@@ -208,7 +213,8 @@ class PhaseOnly:
         energy = state.noise_power + (reach**2).sum(axis=0)
         product = (targets[:, None] * reach).sum(axis=0)
         np.divide(energy, product, out=eta, where=product > 0.0)
-        return _finish(state, targets, heard, reach, eta**2)
+        # Devices send at full power whatever the server divides by.
+        return replace(_finish(state, targets, heard, reach, eta**2), num_announced=0)
 
 
 def _check_floor(gain_floor: float) -> None:
@@ -281,5 +287,6 @@ def _finish(
         denoising=denoising,
         is_heard=heard,
         sum_mse=(misaligned**2).sum(axis=0) + state.noise_power / denoising,
+        num_announced=len(np.unique(denoising[np.isfinite(denoising)])),
         heard_share=heard_share,
     )

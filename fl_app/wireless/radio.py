@@ -18,7 +18,7 @@ from fl_app.wireless.channel import (
     estimate_gains,
     jitter_phase,
 )
-from fl_app.wireless.simo import Floats, beamformed_state
+from fl_app.wireless.simo import Floats, balanced_law, beamformed_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Radio:
         csi_error: see ``estimate_gains``.
         jitter_rad: see ``jitter_phase``.
         num_antennas: receive antennas; above 1 they are combined by ``beamformed_state``.
+        treats_alike: beams treat all devices alike and not by their weights, so that the law of
+            their gains is known: for power limits that hold on average.
         cell: where devices stand; None gives everybody a mean gain of 1.
     """
 
@@ -43,6 +45,7 @@ class Radio:
     csi_error: float = 0.0
     jitter_rad: float = 0.0
     num_antennas: int = 1
+    treats_alike: bool = False
     cell: Cell | None = None
 
     def state(self, round: int, devices: Sequence[int], weights: Floats) -> ChannelState:
@@ -56,10 +59,12 @@ class Radio:
         Returns:
             The channel of these devices, in their order.
         """
-        total, chosen = max(devices) + 1, list(devices)
-        means = np.ones(total) if self.cell is None else self.cell.mean_gains(self.seed, total)
+        chosen = list(devices)
+        means = np.ones(len(chosen))
+        if self.cell is not None:
+            means = self.cell.mean_gains(self.seed, chosen)
         if self.num_antennas == 1:
-            whole = draw_state(
+            return draw_state(
                 self.fading,
                 self.seed,
                 round,
@@ -67,21 +72,29 @@ class Radio:
                 noise_power=self.noise_power,
                 csi_error=self.csi_error,
                 jitter_rad=self.jitter_rad,
+                devices=chosen,
             )
-            return ChannelState(
-                gains=whole.gains[chosen],
-                known_gains=whole.known_gains[chosen],
-                noise_power=whole.noise_power,
-                mean_gains=means[chosen],
-            )
-        small = draw_antenna_gains(self.fading, self.seed, round, total, self.num_antennas)
+        small = draw_antenna_gains(self.fading, self.seed, round, chosen, self.num_antennas)
         scale = np.sqrt(means)[:, None, None]
-        true = scale * jitter_phase(small, self.jitter_rad, self.seed, round)
-        known = scale * estimate_gains(small, self.csi_error, self.seed, round)
+        true = scale * jitter_phase(small, self.jitter_rad, self.seed, round, chosen)
+        known = scale * estimate_gains(small, self.csi_error, self.seed, round, chosen)
+        noise_power = 0.0 if self.fading.kind == "ideal" else self.noise_power
+        if not self.treats_alike:
+            return beamformed_state(
+                true,
+                known,
+                weights / weights.sum(),
+                noise_power=noise_power,
+                mean_gains=means,
+                csi_error=self.csi_error,
+            )
+        gain, law = balanced_law(len(chosen), self.num_antennas, self.fading, self.csi_error)
         return beamformed_state(
-            true[chosen],
-            known[chosen],
-            weights / weights.sum(),
-            noise_power=self.noise_power,
-            mean_gains=means[chosen],
+            true,
+            known,
+            np.sqrt(means),
+            noise_power=noise_power,
+            mean_gains=gain * means,
+            csi_error=self.csi_error,
+            law=law,
         )

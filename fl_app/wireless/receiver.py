@@ -14,6 +14,10 @@ Floats = NDArray[np.float64]
 _TILE_USES = 1 << 10
 """Coefficients are repeated to rows of this length, so that inner loops are long."""
 
+_PRODUCT_ENTRIES = 400_000
+"""Entries of one product of weights and updates. Beyond some 460000 OpenBLAS sets all threads on
+it, whose barrier takes longer than so little work: five times as long on two cores."""
+
 
 @dataclass(frozen=True)
 class ChunkSums:
@@ -112,7 +116,10 @@ class Superposition:
         """Returns [chunk_size] the sum of w_k u_k over the devices that hold an entry."""
         shares = self._link.shares.astype(self._dtype)
         if presence is None:
-            dense: NDArray[Any] = shares @ updates
+            dense = np.empty(updates.shape[1], dtype=self._dtype)
+            step = max(1, _PRODUCT_ENTRIES // len(updates))
+            for lo in range(0, len(dense), step):
+                np.matmul(shares, updates[:, lo : lo + step], out=dense[lo : lo + step])
             return dense
         total = np.zeros(updates.shape[1], dtype=self._dtype)
         for share, row, held in zip(shares, updates, presence, strict=True):
@@ -236,8 +243,8 @@ class Tally:
         estimate: NDArray[Any] = received.reshape(-1)[:size]
         return estimate
 
-    def report(self, num_params: int, *, control_bytes: int) -> AirReport:
-        """Returns the figures of the whole update."""
+    def report(self, num_params: int, *, control_bytes: int, announced_bytes: int) -> AirReport:
+        """Returns the figures of the whole update; both byte counts are passed on."""
         per_real = {name: value / num_params for name, value in self.sums.items()}
         return AirReport(
             predicted_mse=per_real["predicted"],
@@ -255,5 +262,6 @@ class Tally:
             tx_power=self.tx_energy / max(1, self.uses),
             channel_uses=self.uses,
             control_bytes=control_bytes,
+            announced_bytes=announced_bytes,
             unheard_reals=self.unheard,
         )

@@ -52,7 +52,9 @@ class AirReport(Relative):
         tx_power: [num_devices] mean transmit power of a channel use, before clipping, for symbols
             of unit power; absent entries of a presence mask send nothing and make it smaller.
         channel_uses: complex symbols spent, shared by all devices.
-        control_bytes: digital side information of all devices (8 bytes per number).
+        control_bytes: digital side information of all devices together, one number of the updates'
+            type per mean and per spread.
+        announced_bytes: what the server tells every device: denoising factors as float32 numbers.
         unheard_reals: entries on which no device was heard.
     """
 
@@ -71,6 +73,7 @@ class AirReport(Relative):
     tx_power: NDArray[np.float64]
     channel_uses: int
     control_bytes: int
+    announced_bytes: int
     unheard_reals: int
 
 

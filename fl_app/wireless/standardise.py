@@ -11,8 +11,9 @@ from fl_app.wireless.errors import ChannelError
 
 Floats = NDArray[np.float64]
 
-_CHUNK_REALS = 1 << 14
-"""Entries looked at together; temporaries of this size stay in the processor's cache."""
+_CHUNK_REALS = 1 << 13
+"""Entries looked at together; temporaries of this size stay in the processor's cache. OpenBLAS
+would set all threads on a dot product of more than 10000, which takes ten times as long."""
 
 _CONSTANT = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-13}
 """A spread below this times the mean is rounding noise: the update is constant."""
@@ -31,7 +32,8 @@ class Moments:
     Attributes:
         means: [num_devices] m_k; zeros if means stay in the update. Any value near the mean will
             do, since it is a shift both sides know; for float32 updates it is a float32 number.
-        spreads: [num_devices] nu_k, standard deviation (or root mean square); 0 for a constant.
+        spreads: [num_devices] nu_k, standard deviation (or root mean square); 0 for a constant. A
+            scale that both sides know, rounded like the means.
         present: [num_devices] share of the block's entries that the device holds.
     """
 
@@ -106,7 +108,7 @@ def moments(
             )
         means[k] = updates.dtype.type(centre)
         is_constant = np.sqrt(square) <= _CONSTANT[updates.dtype] * abs(centre)
-        spreads[k] = 0.0 if is_constant else np.sqrt(square)
+        spreads[k] = 0.0 if is_constant else updates.dtype.type(np.sqrt(square))
     return Moments(means=means, spreads=spreads, present=present)
 
 

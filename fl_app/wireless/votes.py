@@ -21,7 +21,8 @@ class VoteReport:
         tx_power: [num_devices] mean transmit power of a channel use; abstentions send nothing and
             make it smaller.
         channel_uses: complex symbols spent, shared by all devices.
-        control_bytes: digital side information; one-bit aggregation has none.
+        announced_bytes: what the server tells every device: denoising factors as float32 numbers.
+            Devices send no side information.
         unheard_reals: entries on which no device was heard; their vote is 0.
     """
 
@@ -33,5 +34,5 @@ class VoteReport:
     silent_share: NDArray[np.float64]
     tx_power: NDArray[np.float64]
     channel_uses: int
-    control_bytes: int
+    announced_bytes: int
     unheard_reals: int

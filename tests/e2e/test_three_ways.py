@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fl_app.result import read_result
 from scripts.deploy_loopback import LoopbackFlower
@@ -77,6 +79,11 @@ def test_flwr_run_twice_equals_the_in_process_grid(
         gradient = flower.run(
             gradient_words, output_dir=tmp_path / "gradient", timeout_s=_TIMEOUT_S
         )
+        air = flower.run(
+            [*words, "channel=aircomp", "channel.tx_snr_db=inf"],
+            output_dir=tmp_path / "air",
+            timeout_s=_TIMEOUT_S,
+        )
         broken = flower.run(
             [*words, "peft.rnk=3"], output_dir=tmp_path / "broken", timeout_s=_TIMEOUT_S
         )
@@ -89,9 +96,20 @@ def test_flwr_run_twice_equals_the_in_process_grid(
     assert gradient.result is not None
     jsonschema.validate(gradient.result, schema)
     assert gradient.result["adapter_sha256"] == gradient_in_process
+    assert air.verdict == "ok", air.reason
+    _assert_same_adapter(tmp_path / "first", tmp_path / "air")
+    assert air.result["ledger"]["channel_uses"] > 0
     assert broken.verdict == "failed"
     assert "peft.rnk" in str(broken.reason)
     assert "rank" in str(broken.reason)
+
+
+def _assert_same_adapter(ideal: Path, air: Path) -> None:
+    """A sum in the air without noise is the mean, to 1e-6 of every tensor's norm."""
+    wanted, given = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (ideal, air))
+    assert wanted.keys() == given.keys()
+    for name, tensor in wanted.items():
+        assert np.linalg.norm(given[name] - tensor) <= 1e-6 * np.linalg.norm(tensor), name
 
 
 def test_three_supernodes_on_loopback_equal_the_in_process_grid(

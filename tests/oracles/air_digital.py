@@ -32,3 +32,24 @@ def rounding_variance(update: Sequence[float], bits: int) -> float:
         above = min((level for level in levels if level > below), default=below)
         total += (above - value) * (value - below)
     return total / len(update)
+
+
+def sign_code(tensor: Sequence[float]) -> list[float]:
+    """Returns every entry as the mean of the entries on its side of the tensor's mean."""
+    middle = math.fsum(tensor) / len(tensor)
+    above = [u for u in tensor if u >= middle]
+    below = [u for u in tensor if u < middle]
+    return [math.fsum(s) / len(s) for u in tensor for s in [above if u >= middle else below]]
+
+
+def share_rate(share: float, gains: Sequence[float], snr: float, cap: float) -> float:
+    """Returns bits per use of the whole band for a device with all its power in its share.
+
+    Args:
+        share: share of the band.
+        gains: [subcarrier] |h|^2.
+        snr: P / sigma^2 at the density of a device that fills the band.
+        cap: bits that one subcarrier can carry at most.
+    """
+    carried = [min(cap, math.log2(1.0 + snr * g / share)) for g in gains]
+    return share * math.fsum(carried) / len(carried)

@@ -15,6 +15,9 @@ def test_bench_prints_ratios_and_stays_below_three_updates(
     target = tmp_path / "bench.json"
     main(["--devices", "3", "--params", "400000", "--repeats", "1", "--json", str(target)])
     figures = json.loads(target.read_text(encoding="utf-8"))
-    assert figures["zf_ratio"] == figures["zf_s"] / figures["plain_mean_s"]
+    for name in ("zf", "truncated", "optimal"):
+        for suffix in ("", "_imperfect"):
+            way = name + suffix
+            assert figures[f"{way}_ratio"] == figures[f"{way}_s"] / figures["plain_mean_s"]
     assert 1.0 <= figures["peak_over_one_update"] < 3.0
     assert "peak_over_one_update" in capsys.readouterr().out

@@ -123,6 +123,7 @@ AT_SERVER: dict[str, tuple[str, str, Change, str]] = {
     "negative labels": ("prompt", "begin", arrays(labels=lambda a: a - 1000), "bad-labels"),
     "float labels": ("cut", "begin", arrays(labels=lambda a: a.astype(np.float32)), "wrong-dtype"),
     "strange targets": ("cut", "begin", arrays(targets=lambda a: a + 2**40), "bad-labels"),
+    "no targets": ("cut", "begin", arrays(targets=lambda a: a[:0]), "wrong-shape"),
     "wide head": ("cut", "begin", _each("own|", _wider), "wrong-shape"),
 }
 

@@ -2,52 +2,21 @@
 
 import itertools
 import math
-import shlex
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fl_app import wire
-from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.job import adapter_sha256
-from fl_app.schema import Config
-from fl_app.seeding import generator
 from fl_app.updates import Update, travels
 from strategies.build import build_uplink
-from strategies.uplink import Received, Sent
 from tests import fakes
 from tests.federation_fixtures import NUM_DEVICES, NUM_ROUNDS, Played, Player
+from tests.radio_rounds import SIZES, config_of, mean_of, receive, round_of
 
 SKEW = "data.partition.kind=quantity"
-SIZES = [6, 1, 40, 9]
-
-
-def _sent(num_devices: int = 5, *, round: int = 3, sizes: Sequence[int] = SIZES) -> Sent:
-    rng = np.random.default_rng(0)
-    rows = (1e-3 * rng.standard_normal((num_devices, sum(sizes)))).astype(np.float32)
-    weights = rng.integers(1, 9, num_devices).astype(np.float64)
-    devices = sorted(rng.choice(50, num_devices, replace=False).tolist())
-    return Sent(updates=rows, weights=weights, round=round, devices=devices, sizes=sizes)
-
-
-def _config(*words: str) -> Config:
-    return load_config(shlex.join(words))
-
-
-def _receive(sent: Sent, *words: str, draw: int = 0) -> Received:
-    config = _config(*words)
-    uplink = build_uplink(config.channel, config.seed)
-    assert uplink.is_radio
-    return uplink.receive(sent, generator(1, "noise", draw))
-
-
-def _mean(sent: Sent) -> np.ndarray[Any, Any]:
-    return sent.weights @ sent.updates.astype(np.float64) / sent.weights.sum()
-
-
 AIR = "channel=aircomp"
 
 
@@ -55,25 +24,25 @@ AIR = "channel=aircomp"
 @pytest.mark.parametrize("words", [(), ("channel.num_antennas=4",), ("channel.fading=rician",)])
 def test_without_noise_the_mean_arrives(scheme: str, words: tuple[str, ...]) -> None:
     """To float32's rounding: of each device's symbols, their sum, the mean and the result."""
-    sent = _sent()
-    received = _receive(sent, AIR, f"channel.scheme={scheme}", "channel.tx_snr_db=inf", *words)
+    sent = round_of()
+    received = receive(sent, AIR, f"channel.scheme={scheme}", "channel.tx_snr_db=inf", *words)
     assert received.rows.shape == (1, sum(SIZES))
     assert received.is_heard.all()
     num_devices = len(sent.updates)
     bound = (num_devices + 3) * np.finfo(np.float32).eps / 2 * np.abs(sent.updates).max()
-    assert np.abs(received.rows[0] - _mean(sent)).max() <= bound
+    assert np.abs(received.rows[0] - mean_of(sent)).max() <= bound
 
 
 @pytest.mark.parametrize("tx_snr_db", [20, 10, 0])
 def test_the_error_is_the_predicted_one(tx_snr_db: int) -> None:
     """Within five of the standard errors that the report itself states for this noise."""
-    sent = _sent()
-    report = _receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").report
+    sent = round_of()
+    report = receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").report
     off = abs(report["nmse"] - report["nmse_predicted"])
     assert off <= 5 * report["nmse_deviation"]
     # and the report tells the truth about what was received
-    rows = _receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").rows
-    truth = _mean(sent)
+    rows = receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").rows
+    truth = mean_of(sent)
     nmse = np.sum((rows[0] - truth) ** 2) / np.sum(truth**2)
     assert report["nmse"] == pytest.approx(nmse, rel=1e-4)
 
@@ -81,20 +50,58 @@ def test_the_error_is_the_predicted_one(tx_snr_db: int) -> None:
 def test_a_round_costs_half_a_use_per_real_however_many_devices() -> None:
     """Each tensor is padded to whole uses; every device sends its mean and deviation as bytes."""
     for num_devices in (1, 5, 12):
-        airtime = _receive(_sent(num_devices), AIR).airtime
+        airtime = receive(round_of(num_devices), AIR).airtime
         assert airtime is not None
         # the tensor of one entry is a constant: its mean says it all, and it spends no symbol
-        assert airtime.channel_uses == sum(-(-size // 2) for size in SIZES if size > 1)
-        assert airtime.seconds == pytest.approx(airtime.channel_uses / 1e6)
-        assert airtime.control_bytes.tolist() == [16 * len(SIZES)] * num_devices
+        symbols = sum(-(-size // 2) for size in SIZES if size > 1)
+        assert airtime.channel_uses - airtime.control_uses == symbols
+        # two float32 numbers of every tensor
+        assert airtime.control_bytes.tolist() == [8 * len(SIZES)] * num_devices
+        # and, for zero forcing, a factor of every tensor that sends and every subcarrier
+        assert airtime.announced_bytes == 4 * 3 * 64
         assert airtime.payload_bytes.tolist() == [0] * num_devices
         limit = 10 ** (23 / 10) / 1000 * airtime.seconds
         assert (airtime.joules <= limit * (1 + 1e-9)).all()
 
 
+@pytest.mark.parametrize("power", ["whole", "density"])
+@pytest.mark.parametrize("scheme", ["zf", "optimal", "cotaf", "obda"])
+def test_side_information_takes_uses_seconds_and_joules(scheme: str, power: str) -> None:
+    """At the Shannon rate of an equal share, device by device; the symbols come on top."""
+    sent, words = round_of(), (AIR, f"channel.scheme={scheme}", f"channel.power={power}")
+    radio: Any = build_uplink(config_of(*words).channel, 0)
+    state = radio._radio.state(sent.round, sent.devices, sent.weights)
+    airtime = receive(sent, *words).airtime
+    assert airtime is not None
+    numbers = {"zf": 2, "optimal": 2, "cotaf": 1, "obda": 1}[scheme] * len(SIZES)
+    watts, factor = 10 ** (-0.7), 5.0 if power == "whole" else 1.0
+    uses, seconds, joules = 0, [], []
+    for gains in np.abs(state.gains) ** 2:
+        rate = np.mean([math.log2(1.0 + 100.0 * factor * g) for g in gains])
+        uses += math.ceil(32 * numbers / rate)
+        seconds.append(32 * numbers / rate / (1e6 / 5))
+        joules.append(watts * factor / 5 * seconds[-1])
+    assert airtime.control_uses == uses
+    symbols = airtime.channel_uses - uses
+    assert airtime.seconds == pytest.approx(symbols / 1e6 + max(seconds))
+    spent = airtime.joules - joules  # by the symbols; within the limit, in one round not exactly
+    assert (spent > 0.0).all()
+    assert (spent <= 3.0 * watts * symbols / 1e6).all()
+
+
+def test_a_device_that_keeps_silent_sends_no_side_information() -> None:
+    deaf = ("channel.scheme=truncated", "channel.num_subcarriers=1", "channel.gain_floor=1.0")
+    received = receive(round_of(12, sizes=[8, 5]), AIR, *deaf)
+    airtime = received.airtime
+    assert airtime is not None
+    assert 0 < received.is_heard.sum() < 12
+    assert ((airtime.control_bytes > 0) == received.is_heard).all()
+    assert ((airtime.joules > 0) == received.is_heard).all()
+
+
 def test_a_devices_channel_does_not_depend_on_the_others() -> None:
     """Fading and placement go by the partition index, not by the place in the round."""
-    config = _config(AIR, "channel.placement=cell", "channel.csi_error=0.1")
+    config = config_of(AIR, "channel.placement=cell", "channel.csi_error=0.1")
     radio: Any = build_uplink(config.channel, 0)
     few = radio._radio.state(4, [3, 9], np.ones(2))
     many = radio._radio.state(4, [0, 3, 5, 9, 11], np.ones(5))
@@ -106,17 +113,17 @@ def test_a_devices_channel_does_not_depend_on_the_others() -> None:
 
 def test_a_cell_sets_the_snr_by_itself() -> None:
     """Thermal noise over 1 MHz with a noise figure of 5 dB: -174 + 60 + 5 = -109 dBm."""
-    uplink: Any = build_uplink(_config(AIR, "channel.placement=cell").channel, 0)
+    uplink: Any = build_uplink(config_of(AIR, "channel.placement=cell").channel, 0)
     assert uplink._radio.noise_power == pytest.approx(10 ** (-10.9) / 1000)
     assert uplink._radio.power == pytest.approx(10**2.3 / 1000)
-    equal: Any = build_uplink(_config(AIR, "channel.tx_snr_db=7").channel, 0)
+    equal: Any = build_uplink(config_of(AIR, "channel.tx_snr_db=7").channel, 0)
     assert equal._radio.power / equal._radio.noise_power == pytest.approx(10**0.7)
 
 
 def test_silent_devices_are_named_and_an_empty_air_gives_no_row() -> None:
     deaf = ("channel.scheme=truncated", "channel.num_subcarriers=1", "channel.gain_floor=1.5")
     # no tensor of one entry here: that one is heard digitally, whatever the channel
-    heard = [_receive(_sent(round=r, sizes=[8, 5]), AIR, *deaf) for r in range(60)]
+    heard = [receive(round_of(round=r, sizes=[8, 5]), AIR, *deaf) for r in range(60)]
     counts = [int(received.is_heard.sum()) for received in heard]
     assert 0 in counts
     assert any(0 < count < 5 for count in counts)
@@ -130,8 +137,8 @@ def test_votes_have_the_sign_of_the_majority_and_a_size(step: float | None) -> N
     """Without noise, and with nobody below the floor, the sum of signs decides."""
     words = ["channel.scheme=obda", "channel.tx_snr_db=inf", "channel.fading=awgn"]
     words += [] if step is None else [f"channel.vote_step={step}"]
-    sent = _sent()
-    received = _receive(sent, AIR, *words)
+    sent = round_of()
+    received = receive(sent, AIR, *words)
     votes = np.sign(np.sign(sent.updates).sum(axis=0))
     shares = sent.weights / sent.weights.sum()
     ends = np.cumsum([0, *SIZES])
@@ -142,47 +149,8 @@ def test_votes_have_the_sign_of_the_majority_and_a_size(step: float | None) -> N
     wanted = votes * np.repeat(sizes, SIZES)
     assert received.rows[0] == pytest.approx(wanted, rel=1e-6)
     assert received.airtime is not None
-    assert set(received.airtime.control_bytes) == {8 * len(SIZES) if step is None else 0}
-
-
-def test_digital_bytes_uses_and_rationing() -> None:
-    """At half a use per real, ten devices at 2 bits a use get a tenth of a bit per real each."""
-    sent = _sent(10)
-    still = ("channel=digital", "channel.fading=awgn", f"channel.tx_snr_db={10 * math.log10(3)}")
-    whole = _receive(sent, *still, "channel.bits=24")
-    bound = float(np.ptp(sent.updates, axis=1).max()) / (2**24 - 1)
-    assert np.abs(whole.rows[0] - _mean(sent)).max() <= bound + 1e-9
-    assert whole.airtime is not None
-    assert whole.airtime.payload_bytes.tolist() == [(24 * sum(SIZES) + 128) // 8] * 10
-    assert whole.airtime.channel_uses == 10 * (24 * sum(SIZES) + 128) // 2  # log2(1 + 3) = 2 bits
-
-    rationed = _receive(sent, *still, "channel.bits=1", "channel.max_uses_per_real=20")
-    assert rationed.airtime is not None
-    assert rationed.airtime.channel_uses <= 20 * sum(SIZES)
-    starved = _receive(sent, *still, "channel.bits=8", "channel.max_uses_per_real=0.5")
-    assert (len(starved.rows), starved.is_heard.any()) == (0, False)
-
-
-def test_rationed_entries_are_averaged_over_who_sent_them() -> None:
-    """Fine levels: an entry is the mean of those whose rate reached it, or 0."""
-    rng = np.random.default_rng(3)
-    sent = Sent(
-        updates=rng.standard_normal((3, 400)).astype(np.float32),
-        weights=np.array([1.0, 2.0, 5.0]),
-        round=2,
-        devices=[0, 1, 2],
-        sizes=[400],
-    )
-    words = ("channel=digital", "channel.bits=24", "channel.tx_snr_db=10")
-    row = _receive(sent, *words, "channel.max_uses_per_real=6").rows[0]
-    possible = [np.zeros(400)]
-    for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
-        weights = sent.weights[chosen]
-        possible.append(weights @ sent.updates[chosen].astype(np.float64) / weights.sum())
-    off = np.abs(np.array(possible) - row).min(axis=0)
-    bound = float(np.ptp(sent.updates, axis=1).max()) / (2**24 - 1)
-    assert off.max() <= bound + 1e-6
-    assert 0 < np.count_nonzero(row) < 400
+    assert set(received.airtime.control_bytes) == {4 * len(SIZES) if step is None else 0}
+    assert (received.airtime.control_uses > 0) == (step is None)
 
 
 # --- through the federation --------------------------------------------------------------------
@@ -221,10 +189,16 @@ def test_the_ledger_books_symbols_in_place_of_update_bytes(player: Player) -> No
     account, ledger = played.outcome.ledger.as_dict(), played.outcome.ledger
     assert ledger.total_bytes(what="update") == 0
     assert ledger.total_bytes(link="uplink", what="control") > 0
+    assert ledger.total_bytes(link="downlink", what="control") > 0
     assert account["channel_uses"] == sum(
         _record(played, number)["channel_uses"] for number in range(1, NUM_ROUNDS + 1)
     )
     assert 0 < account["radio_joules"]  # type: ignore[operator]
+
+
+def _adapter_of_round(played: Played, number: int) -> str:
+    """Hash of the adapter that the round's orders carry."""
+    return adapter_sha256(wire.read_order(played.of_round(number)[0].sent).adapter)
 
 
 def test_unheard_devices_are_booked_and_a_round_without_any_keeps_the_adapter(
@@ -236,6 +210,13 @@ def test_unheard_devices_are_booked_and_a_round_without_any_keeps_the_adapter(
     for number, lost in enumerate(silent, 1):
         assert sorted([*played.devices(number), *lost]) == list(range(NUM_DEVICES))
     assert any(0 < len(lost) < NUM_DEVICES for lost in silent)
+    before = {r: _adapter_of_round(played, r) for r in range(1, 26)}
+    deaf_rounds = [r for r in range(1, 25) if len(silent[r - 1]) == NUM_DEVICES]
+    assert deaf_rounds
+    for number in range(1, 25):
+        kept = before[number] == before[number + 1]
+        assert kept == (number in deaf_rounds)
+    assert played.outcome.aggregated == sum(len(lost) < NUM_DEVICES for lost in silent)
 
 
 def test_a_lost_device_is_left_out_of_the_sum(player: Player) -> None:

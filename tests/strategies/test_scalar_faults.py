@@ -39,6 +39,11 @@ def _nan_features(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "1|hidden0.values": np.full_like(found["1|hidden0.values"], np.nan)}
 
 
+def _huge_features(found: dict[str, Any]) -> dict[str, Any]:
+    """Finite, but no block survives it."""
+    return {**found, "1|hidden0.values": np.full_like(found["1|hidden0.values"], 3e38)}
+
+
 def _without_features(found: dict[str, Any]) -> dict[str, Any]:
     return {name: array for name, array in found.items() if not name.startswith("1|")}
 
@@ -88,7 +93,12 @@ def test_a_device_that_fails_is_left_out(player: Player, name: str) -> None:
 
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize(
-    ("change", "reason"), [(_nan_features, "not-finite"), (_without_features, "missing")]
+    ("change", "reason"),
+    [
+        (_nan_features, "not-finite"),
+        (_huge_features, "not-finite"),
+        (_without_features, "missing"),
+    ],
 )
 def test_features_that_are_unfit_are_sent_again(
     player: Player, labels: str, change: Any, reason: str

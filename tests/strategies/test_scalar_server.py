@@ -85,7 +85,8 @@ class Cut:
         features = Front(self.part, self.head).features(batch, self.task.loss)
         arrays = FeatureWire("float32").features(features, generator(0, "none"))
         labels = {"labels": batch["labels"].numpy()}
-        return Start(np.zeros(1, np.int32), "", [arrays | labels], np.zeros(0, np.int64), 0.0)
+        targets = np.arange(3 if self.heads else 0)
+        return Start(np.zeros(1, np.int32), "", [arrays | labels], targets, 0.0)
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
@@ -163,6 +164,7 @@ def test_unfit_features_are_refused(tiny: TinyModels, spoil: Any, reason: str) -
     [
         ({"targets": np.array([0, 3])}, "bad-labels"),
         ({"targets": None}, "missing"),
+        ({"targets": np.zeros(0, np.int64)}, "wrong-shape"),
         ({"error": None}, "missing"),
         ({"error": -0.5}, "missing"),
         ({"error": float("nan")}, "missing"),

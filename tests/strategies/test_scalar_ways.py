@@ -1,13 +1,10 @@
 """Language models by scalars, and scalars over a stream."""
 
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
 from fl_app.bench import prepare
 from fl_app.client_app import app
@@ -35,21 +32,6 @@ _LANGUAGE = (
 )
 
 
-class WaitingGrid(ThreadedGrid):
-    """Nodes side by side, and replies that are waited for."""
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        asked = list(self.push_messages(messages))
-        replies: list[Message] = []
-        deadline = time.monotonic() + 60.0
-        while len(replies) < len(asked) and time.monotonic() < deadline:
-            replies += self.pull_messages(asked)
-            time.sleep(0.005)
-        return replies
-
-
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def language(
     request: pytest.FixtureRequest, player: Player, tmp_path_factory: pytest.TempPathFactory
@@ -75,7 +57,7 @@ def test_a_language_model_is_tuned_wherever_its_labels_are(language: Player) -> 
 def test_a_stream_gives_the_same_bits(player: Player) -> None:
     overrides = player.tiny.overrides(*SCALAR, "strategy.transport=stream")
     bench = prepare(load_config(overrides))
-    grid = WaitingGrid(
+    grid = ThreadedGrid(
         app, num_nodes=NUM_DEVICES, run_config={"overrides": overrides, "reference": ""}
     )
     with grid, patch.multiple("strategies.roster", _SETTLE_S=0.02, _POLL_S=0.01):
@@ -87,3 +69,13 @@ def test_a_stream_gives_the_same_bits(player: Player) -> None:
         # the header says seconds, with as many digits as they have
         sizes = [one.ledger.total_bytes(round=2, link=link) for one in (outcome, messages)]  # type: ignore[arg-type]
         assert abs(sizes[0] - sizes[1]) < NUM_DEVICES * 24
+
+
+def test_coded_features_say_what_they_lose_once(player: Player) -> None:
+    """Every number is off by 2^-11 of itself at most, so all together are."""
+    exact, coded = (tune(player, f"strategy.features={how}") for how in ("float32", "float16"))
+    errors = [one.outcome.rounds[1].metrics["feature_error"] for one in (exact, coded)]
+    assert errors[0] == 0.0
+    assert errors[1] is not None
+    assert 0 < errors[1] <= 2**-11
+    assert "feature_error" not in coded.outcome.rounds[2].metrics  # nothing was sent in it

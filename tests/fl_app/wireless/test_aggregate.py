@@ -98,6 +98,16 @@ def test_without_noise_the_sum_is_the_weighted_mean(
     assert report.channel_uses == uses
 
 
+def test_a_chunk_of_many_devices_takes_several_products() -> None:
+    """60 devices times a chunk of 16384 reals are more than one product holds."""
+    updates, weights = _updates(41, 60, 20_001)
+    mean, report = aggregate(updates, weights, _state(41, 60), ZeroForcing(), _rng())
+    exact = weights @ updates / weights.sum()
+    assert mean is not None
+    assert np.linalg.norm(mean - exact) <= 1e-13 * np.linalg.norm(exact)
+    assert report.mean_energy == pytest.approx(np.mean(exact**2), rel=1e-12)
+
+
 @pytest.mark.parametrize("control", _CONTROLS, ids=repr)
 @pytest.mark.parametrize("peak_power", [math.inf, 0.4])
 def test_every_rule_equals_the_sum_of_what_antennas_radiate(
@@ -460,7 +470,11 @@ def test_blocks_are_standardised_apart_and_padded_apart() -> None:
         for a, b in ((0, 3), (3, 10))
     ]
     assert report.channel_uses == 2 + 4
-    assert report.control_bytes == 2 * 3 * 2 * 8
+    assert report.control_bytes == 2 * 3 * 2 * 8  # float64 updates
+    assert report.announced_bytes == 2 * 3 * 4  # blocks, subcarriers, float32
+    narrow = aggregate(updates.astype(np.float32), weights, state, CotafScaling(), _rng())[1]
+    assert (narrow.control_bytes, narrow.announced_bytes) == (3 * 4, 4)  # no means, one factor
+    assert aggregate(updates, weights, state, PhaseOnly(), _rng())[1].announced_bytes == 0
     total = 3 * parts[0].predicted_mse + 7 * parts[1].predicted_mse
     assert report.predicted_mse == pytest.approx(total / 10)
 

@@ -44,7 +44,7 @@ def test_complex_normal_splits_its_variance_between_real_and_imaginary() -> None
     ],
 )
 def test_small_scale_fading_has_unit_mean_power(fading: Fading) -> None:
-    gains = draw_gains(fading, 3, 0, _MANY)
+    gains = draw_gains(fading, 3, 0, range(_MANY))
     assert gains.shape == (_MANY, fading.num_subcarriers)
     for m in range(fading.num_subcarriers):
         assert _within(np.abs(gains[:, m]) ** 2, 1.0)
@@ -52,14 +52,14 @@ def test_small_scale_fading_has_unit_mean_power(fading: Fading) -> None:
 
 def test_rayleigh_gains_are_exponential() -> None:
     """P(|h|^2 < 0.1) = 1 - exp(-0.1)."""
-    gains = np.abs(draw_gains(Fading(), 4, 0, _MANY)[:, 0]) ** 2
+    gains = np.abs(draw_gains(Fading(), 4, 0, range(_MANY))[:, 0]) ** 2
     assert _within((gains < 0.1).astype(float), 1.0 - math.exp(-0.1))
 
 
 def test_rician_fading_varies_by_its_scatter_only() -> None:
     """Var |h|^2 = (1 + 2 K) / (1 + K)^2 over rounds, here K = 4; the sight itself never moves."""
     fading = Fading(kind="rician", rician_k=4.0)
-    gains = np.array([draw_gains(fading, 5, t, 1)[0, 0] for t in range(_MANY)])
+    gains = np.array([draw_gains(fading, 5, t, range(1))[0, 0] for t in range(_MANY)])
     power = np.abs(gains) ** 2
     assert _within((power - 1.0) ** 2, 9.0 / 25.0)
     assert abs(abs(gains.mean()) - math.sqrt(0.8)) < 5.0 * math.sqrt(0.2 / _MANY)
@@ -68,16 +68,16 @@ def test_rician_fading_varies_by_its_scatter_only() -> None:
 def test_gauss_markov_rounds_are_correlated_by_rho() -> None:
     """E[h_t h_{t+2}*] = rho^2; rho = 1 never changes, rho = 0 is block fading."""
     fading = Fading(correlation=0.8)
-    now, later = draw_gains(fading, 6, 1, _MANY), draw_gains(fading, 6, 3, _MANY)
+    now, later = draw_gains(fading, 6, 1, range(_MANY)), draw_gains(fading, 6, 3, range(_MANY))
     assert _within((now * later.conj()).real[:, 0], 0.64)
     static = Fading(correlation=1.0)
-    assert np.array_equal(draw_gains(static, 6, 0, 3), draw_gains(static, 6, 9, 3))
+    assert np.array_equal(draw_gains(static, 6, 0, range(3)), draw_gains(static, 6, 9, range(3)))
 
 
 def test_taps_correlate_subcarriers_as_the_transform_of_their_profile() -> None:
     """E[H_0 H_1*] = sum_l p_l exp(2 pi j l / M)."""
     fading = Fading(num_subcarriers=16, num_taps=4, decay_taps=2.0)
-    gains = draw_gains(fading, 7, 0, _MANY)
+    gains = draw_gains(fading, 7, 0, range(_MANY))
     profile = np.exp(-np.arange(4) / 2.0)
     expected = profile @ np.exp(2j * np.pi * np.arange(4) / 16) / profile.sum()
     product = gains[:, 0] * gains[:, 1].conj()
@@ -88,12 +88,13 @@ def test_taps_correlate_subcarriers_as_the_transform_of_their_profile() -> None:
 def test_a_draw_depends_on_its_name_only() -> None:
     """Neither on who else takes part nor on the order of calls."""
     fading = Fading(num_subcarriers=4)
-    many, few = draw_gains(fading, 8, 2, 5), draw_gains(fading, 8, 2, 2)
+    many, few = draw_gains(fading, 8, 2, range(5)), draw_gains(fading, 8, 2, range(2))
     assert np.array_equal(many[:2], few)
     assert not np.array_equal(many[0], many[1])
-    assert not np.array_equal(many, draw_gains(fading, 8, 3, 5))
+    assert not np.array_equal(many, draw_gains(fading, 8, 3, range(5)))
     assert np.array_equal(
-        draw_antenna_gains(fading, 8, 2, 5, 3)[4], draw_mimo_gains(fading, 8, 2, 4, 3, 1)[..., 0]
+        draw_antenna_gains(fading, 8, 2, range(5), 3)[4],
+        draw_mimo_gains(fading, 8, 2, 4, 3, 1)[..., 0],
     )
 
 
@@ -107,7 +108,7 @@ def test_a_channel_without_fading_is_one(kind: str) -> None:
 
 def test_csi_error_keeps_the_power_and_costs_correlation() -> None:
     """E[h* h_hat] = sqrt(1 - eps^2) and E|h_hat|^2 = 1."""
-    gains = draw_gains(Fading(), 9, 0, _MANY)
+    gains = draw_gains(Fading(), 9, 0, range(_MANY))
     known = estimate_gains(gains, 0.6, 9, 0)
     assert _within(np.abs(known[:, 0]) ** 2, 1.0)
     assert _within((gains.conj() * known).real[:, 0], 0.8)
@@ -115,7 +116,7 @@ def test_csi_error_keeps_the_power_and_costs_correlation() -> None:
 
 
 def test_phase_jitter_turns_all_subcarriers_of_a_device_alike() -> None:
-    gains = draw_gains(Fading(num_subcarriers=3), 10, 0, _MANY)
+    gains = draw_gains(Fading(num_subcarriers=3), 10, 0, range(_MANY))
     angles = np.angle(jitter_phase(gains, 0.2, 10, 0) / gains)
     assert np.allclose(angles, angles[:, :1])
     assert _within(angles[:, 0] ** 2, 0.04)
@@ -124,7 +125,7 @@ def test_phase_jitter_turns_all_subcarriers_of_a_device_alike() -> None:
 def test_path_loss_scales_truth_and_estimate_alike() -> None:
     large = np.array([1e-9, 4e-9])
     state = draw_state(Fading(), 11, 0, mean_gains=large, noise_power=1e-12)
-    small = draw_gains(Fading(), 11, 0, 2)
+    small = draw_gains(Fading(), 11, 0, range(2))
     assert np.allclose(np.abs(state.gains) ** 2, large[:, None] * np.abs(small) ** 2, rtol=1e-12)
     assert np.array_equal(state.gains, state.known_gains)
 

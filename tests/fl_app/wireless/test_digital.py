@@ -1,14 +1,17 @@
 """The digital baseline: rates, rounding, outage, time and energy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import ChannelState, Fading, draw_state
-from fl_app.wireless.digital import SIDE_BITS, Ofdma, aggregate_digitally, capacity_bits_per_use
+from fl_app.wireless.codes import SIDE_BITS
+from fl_app.wireless.digital import Ofdma, aggregate_digitally
 from fl_app.wireless.errors import ChannelError
+from fl_app.wireless.ofdma import capacity_bits_per_use
 from fl_app.wireless.power import ZeroForcing
 from fl_app.wireless.quantise import quantise
 from tests.oracles.air_digital import (
@@ -67,7 +70,7 @@ def test_time_against_aggregation_in_the_air_is_the_identity() -> None:
     num_devices, num_params, bits = 10, 20_000, 16
     updates = np.random.default_rng(6).standard_normal((num_devices, num_params))
     state = _flat(num_devices, 0.1)
-    setup = Ofdma(bits=bits, bandwidth_hz=2e6)
+    setup = Ofdma(bits=bits, bandwidth_hz=2e6, power="density")
     _, digital = aggregate_digitally(
         updates, np.ones(num_devices), state, setup, np.random.default_rng(0)
     )
@@ -83,9 +86,10 @@ def test_time_against_aggregation_in_the_air_is_the_identity() -> None:
     assert digital.seconds / (air.channel_uses / 2e6) == pytest.approx(with_side, rel=1e-12)
     # both radiate P / B joules a channel use
     assert digital.joules == pytest.approx(np.full(num_devices, expected / num_devices))
-    assert digital.payload_bytes.tolist() == [(num_params * bits + SIDE_BITS) // 8] * num_devices
-    uses = math.ceil((num_params * bits + SIDE_BITS) / math.log2(11.0))
-    assert digital.channel_uses == num_devices * uses
+    assert digital.payload_bytes.tolist() == [num_params * bits // 8] * num_devices
+    assert digital.control_bytes.tolist() == [SIDE_BITS // 8] * num_devices
+    assert digital.channel_uses == num_devices * math.ceil(num_params * bits / math.log2(11.0))
+    assert digital.control_uses == num_devices * math.ceil(SIDE_BITS / math.log2(11.0))
 
 
 def test_capacity_averages_over_subcarriers() -> None:
@@ -98,7 +102,7 @@ def test_capacity_averages_over_subcarriers() -> None:
 def test_outage_at_a_fixed_rate_is_that_of_rayleigh_fading() -> None:
     """Five standard errors over 4000 devices; survivors are renormalised."""
     state = draw_state(Fading(), 7, 0, mean_gains=np.ones(4000), noise_power=0.1)
-    setup = Ofdma(bits=24, target_bits_per_use=1.5)
+    setup = Ofdma(bits=24, target_bits_per_use=1.5, power="density")
     updates = np.random.default_rng(8).standard_normal((4000, 2))
     mean, report = aggregate_digitally(
         updates, np.ones(4000), state, setup, np.random.default_rng(0), power=2.0
@@ -112,7 +116,9 @@ def test_outage_at_a_fixed_rate_is_that_of_rayleigh_fading() -> None:
 
 
 def test_adapting_to_a_wrong_estimate_fails_where_it_promised_too_much() -> None:
-    state = draw_state(Fading(), 9, 0, mean_gains=np.ones(200), noise_power=0.1, csi_error=0.3)
+    """Where nobody knows that the estimate is wrong."""
+    drawn = draw_state(Fading(), 9, 0, mean_gains=np.ones(200), noise_power=0.1, csi_error=0.3)
+    state = replace(drawn, csi_error=0.0)
     updates = np.random.default_rng(9).standard_normal((200, 3))
     _, report = aggregate_digitally(updates, np.ones(200), state, Ofdma(), np.random.default_rng(0))
     too_much = np.abs(state.known_gains[:, 0]) > np.abs(state.gains[:, 0])

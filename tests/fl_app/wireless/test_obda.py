@@ -103,8 +103,10 @@ def test_two_votes_share_a_channel_use_and_power_is_kept() -> None:
         updates, _state(6, 4, 0.1), control, np.random.default_rng(0), power=2.0
     )
     assert report.channel_uses == 51
-    assert report.control_bytes == 0
+    assert report.announced_bytes == 3 * 4  # a factor of every subcarrier
     assert (report.tx_power <= 2.0 + 1e-12).all()
+    _, steady = majority_vote(updates, _state(6, 4, 0.1), _CONTROL, np.random.default_rng(0))
+    assert steady.announced_bytes == 4  # one for all
     ones = ChannelState(np.ones((4, 1), complex), np.ones((4, 1), complex), 0.1, np.ones(4))
     _, full = majority_vote(updates[:, :100], ones, control, np.random.default_rng(0), power=2.0)
     assert full.tx_power.tolist() == pytest.approx([2.0] * 4)  # E|c|^2 = 1 of two signs

@@ -18,7 +18,7 @@ from fl_app.wireless.power import (
     TruncatedInversion,
     ZeroForcing,
 )
-from tests.oracles.air_power import least_sum_mse, sum_mse
+from tests.oracles.air_power import cotaf_plan, least_sum_mse, sum_mse
 
 _PER_USE: list[PowerControl] = [
     ZeroForcing(),
@@ -119,6 +119,32 @@ def test_truncated_inversion_meets_its_power_on_average_over_rayleigh_fading() -
     silent = (~plan.is_heard).mean(axis=1)
     share = 1.0 - math.exp(-0.2)
     assert (abs(silent - share) < 5.0 * math.sqrt(share * (1 - share) / 40_000)).all()
+
+
+@given(seed=st.integers(0, 10_000), num_devices=st.integers(1, 6))
+@settings(derandomize=True, max_examples=40, deadline=None)
+def test_cotaf_scales_all_updates_by_the_loudest(seed: int, num_devices: int) -> None:
+    """Eta, precoders and error of every subcarrier against a loop; the floor uses all the power."""
+    state, floor = _state(seed, num_devices, 0.3), 0.2
+    targets, power = _inputs(seed, num_devices)
+    plan = CotafScaling(gain_floor=floor).plan(state, targets, power)
+    for m in range(3):
+        eta, sent = cotaf_plan(
+            state.gains[:, m].tolist(),
+            targets.tolist(),
+            state.mean_gains.tolist(),
+            power.tolist(),
+            floor,
+        )
+        assert plan.precoders[:, m].tolist() == pytest.approx(sent, rel=1e-12)
+        if any(sent):
+            assert plan.denoising[m] == pytest.approx(eta, rel=1e-12)
+            assert plan.sum_mse[m] == pytest.approx(0.3 / eta, rel=1e-9)
+    # nothing is left of the power of the loudest update at its floor
+    gains = np.sqrt(floor * state.mean_gains)[:, None].astype(complex)
+    edge = ChannelState(gains * (1 + 1e-12), gains * (1 + 1e-12), 0.3, state.mean_gains)
+    used = np.abs(CotafScaling(gain_floor=floor).plan(edge, targets, power).precoders[:, 0]) ** 2
+    assert (used / power).max() == pytest.approx(1.0, rel=1e-9)
 
 
 @pytest.mark.parametrize("gain_floor", [0.0, -1.0, math.nan, math.inf])

@@ -9,7 +9,8 @@ from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import Fading, draw_antenna_gains
 from fl_app.wireless.errors import ChannelError
 from fl_app.wireless.power import ZeroForcing
-from fl_app.wireless.simo import beamformed_state, receive_beam
+from fl_app.wireless.simo import beamformed_state, receive_beam, receive_beams
+from tests.oracles.air_beam import best_of_two_antennas
 
 
 def _weakest(gains: np.ndarray, amplitudes: np.ndarray, beam: np.ndarray) -> float:
@@ -25,7 +26,7 @@ def test_a_beam_lies_between_the_best_antenna_and_the_bound(
     seed: int, num_devices: int, num_antennas: int
 ) -> None:
     """min_k |h_k|^2 / a_k^2 bounds every beam (Cauchy-Schwarz); permutations change no gain."""
-    gains = draw_antenna_gains(Fading(), seed, 0, num_devices, num_antennas)[:, 0]
+    gains = draw_antenna_gains(Fading(), seed, 0, range(num_devices), num_antennas)[:, 0]
     amplitudes = np.random.default_rng(seed).uniform(0.2, 2.0, num_devices)
     beam = receive_beam(gains, amplitudes)
     assert np.linalg.norm(beam) == pytest.approx(1.0)
@@ -40,11 +41,39 @@ def test_a_beam_lies_between_the_best_antenna_and_the_bound(
     assert _weakest(gains, amplitudes, again) == pytest.approx(reached, rel=1e-6)
 
 
+def test_two_antennas_come_close_to_the_best_of_all_beams() -> None:
+    """A grid of 60 x 60 angles holds every beam of two antennas, to a step of 1.5 and 6 degrees.
+
+    Over 12 channels the design reaches the grid's best within 2 % on average, and never misses it
+    by more than a tenth.
+    """
+    ratios = []
+    for seed in range(12):
+        gains = draw_antenna_gains(Fading(), seed, 2, range(4), 2)[:, 0]
+        amplitudes = np.random.default_rng(seed).uniform(0.5, 1.5, 4)
+        best = best_of_two_antennas(gains.tolist(), amplitudes.tolist(), 60)
+        ratios.append(_weakest(gains, amplitudes, receive_beam(gains, amplitudes)) / best)
+    assert np.mean(ratios) >= 0.98
+    assert min(ratios) >= 0.9
+
+
+def test_many_beams_at_once_are_each_designed_alone() -> None:
+    """Silent devices and dead channels among them."""
+    gains = draw_antenna_gains(Fading(num_subcarriers=5), 9, 0, range(4), 3).swapaxes(0, 1)
+    gains[1, 2] = 0.0
+    gains[3] = 0.0
+    amplitudes = np.array([1.0, 0.0, 0.5, 2.0])
+    together = receive_beams(gains, amplitudes)
+    for beam, channel in zip(together, gains, strict=True):
+        assert beam == pytest.approx(receive_beam(channel, amplitudes), rel=1e-9)
+    assert np.isfinite(together).all()
+
+
 def test_random_search_seldom_finds_a_much_better_beam() -> None:
     """Over 20 channels, the best of 5000 random beams is on average below the designed one."""
     ratios = []
     for seed in range(20):
-        gains = draw_antenna_gains(Fading(), seed, 1, 6, 4)[:, 0]
+        gains = draw_antenna_gains(Fading(), seed, 1, range(6), 4)[:, 0]
         rng = np.random.default_rng(seed)
         tries = rng.standard_normal((5000, 4)) + 1j * rng.standard_normal((5000, 4))
         tries /= np.linalg.norm(tries, axis=1, keepdims=True)
@@ -58,7 +87,7 @@ def test_the_sum_behind_a_beam_is_exact_and_its_error_is_the_closed_form() -> No
     """MSE = sigma^2 max_k a_k^2 / |f^H h_k|^2, averaged over subcarriers."""
     rng = np.random.default_rng(1)
     updates, weights = rng.standard_normal((5, 60)), rng.uniform(1.0, 2.0, 5)
-    gains = draw_antenna_gains(Fading(num_subcarriers=2), 1, 0, 5, 4)
+    gains = draw_antenna_gains(Fading(num_subcarriers=2), 1, 0, range(5), 4)
     amplitudes = weights / weights.sum() * updates.std(axis=1)
     quiet = beamformed_state(gains, gains, amplitudes, noise_power=0.0, mean_gains=np.ones(5))
     mean, _ = aggregate(updates, weights, quiet, ZeroForcing(), rng)
@@ -75,7 +104,7 @@ def test_the_sum_behind_a_beam_is_exact_and_its_error_is_the_closed_form() -> No
 
 def test_noise_behind_a_beam_has_the_power_of_one_antenna() -> None:
     """E|f^H n|^2 = |f|^2 sigma^2; catches a beam that is not normalised."""
-    gains = draw_antenna_gains(Fading(), 2, 0, 3, 6)[:, 0]
+    gains = draw_antenna_gains(Fading(), 2, 0, range(3), 6)[:, 0]
     beam = receive_beam(gains, np.ones(3))
     rng = np.random.default_rng(3)
     noise = np.sqrt(0.5) * (
@@ -86,7 +115,7 @@ def test_noise_behind_a_beam_has_the_power_of_one_antenna() -> None:
 
 
 def test_more_antennas_make_less_error() -> None:
-    gains = draw_antenna_gains(Fading(), 4, 0, 6, 16)[:, 0]
+    gains = draw_antenna_gains(Fading(), 4, 0, range(6), 16)[:, 0]
     reached = [
         _weakest(gains[:, :n], np.ones(6), receive_beam(gains[:, :n], np.ones(6)))
         for n in (1, 4, 16)
