@@ -123,6 +123,16 @@ def load_backbone(source: str, *, task: str, labels: tuple[str, ...], seed: int)
     )
 
 
+def num_positions(config: Any) -> int | None:
+    """Returns how many tokens a model has positions for; None if relative, or for images."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    if config.model_type == "roberta":  # counts positions from behind its padding token
+        positions -= config.pad_token_id + 1
+    return int(positions)
+
+
 def require_length(config: Any, max_length: int, num_tokens: int = 0) -> None:
     """Checks that a model has a position for every token of the longest input.
 
@@ -134,11 +144,9 @@ def require_length(config: Any, max_length: int, num_tokens: int = 0) -> None:
     Raises:
         ModelError: it has fewer.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # relative positions, or images
+    positions = num_positions(config)
+    if positions is None:
         return
-    if config.model_type == "roberta":  # counts positions from behind its padding token
-        positions -= config.pad_token_id + 1
     if num_tokens and num_tokens + max_length > positions:
         raise ModelError(
             f"peft.num_tokens={num_tokens} and model.max_length={max_length} are more than the "
