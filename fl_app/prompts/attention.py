@@ -40,9 +40,9 @@ class PromptAttention(nn.Module):
         self.down = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(hidden, width, bias=False)
         self.norm = nn.LayerNorm(width)
-        for name in ("down", "up"):
+        for name, layer in (("down", self.down), ("up", self.up)):
             stream = torch.Generator().manual_seed(torch_seed(seed, "attention", name))
-            nn.init.normal_(self.get_submodule(name).weight, std=_STD, generator=stream)
+            nn.init.normal_(layer.weight, std=_STD, generator=stream)
 
     def forward(self, pooled: torch.Tensor, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns weights [k, B], >= 0, that sum to 1 over the members.
@@ -52,7 +52,7 @@ class PromptAttention(nn.Module):
             prompts: k prompts [m_j, width], of any lengths.
         """
         keys = torch.stack([prompt.max(0).values for prompt in prompts])
-        query = self.norm(self.up(nn.functional.silu(self.down(pooled))))
+        query: torch.Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled))))
         return (keys @ query.T / self.temperature).softmax(0)
 
 
@@ -63,9 +63,7 @@ def pooled_texts(model: Any, batch: Batch) -> torch.Tensor:
     return embedded.masked_fill(~mask.unsqueeze(-1), -torch.inf).max(1).values
 
 
-def fused(
-    weights: torch.Tensor, prompts: Sequence[torch.Tensor], target: torch.Tensor
-) -> Tensors:
+def fused(weights: torch.Tensor, prompts: Sequence[torch.Tensor], target: torch.Tensor) -> Tensors:
     """Mixes prompts for every text: target + sum_j a_j P_j.
 
     Args:

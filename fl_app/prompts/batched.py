@@ -72,7 +72,7 @@ def forward(model: Any, members: Sequence[Tensors], batch: Batch) -> torch.Tenso
     if any(member.prompt.shape[-1] != table.embedding_dim for member in members):
         widths = sorted({int(member.prompt.shape[-1]) for member in members})
         raise PromptError("wrong-width", f"prompts are {widths} wide, not {table.embedding_dim}")
-    _require_positions(model.config, longest + ids.shape[1])
+    require_positions(model.config, longest + ids.shape[1])
     padding = model.config.pad_token_id
     padding = 0 if padding is None else int(padding)
     # any token but padding: positions and pooling depend on which tokens are padding
@@ -147,7 +147,7 @@ def _put_in(table: nn.Module, prompts: Sequence[torch.Tensor], num_texts: int) -
     """Replaces the fillers' embeddings by the prompts, while the context lasts."""
 
     def hook(_table: nn.Module, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
-        blocks = embedded.split(num_texts)
+        blocks = embedded.chunk(len(prompts))
         return torch.cat(
             [
                 torch.cat([prompt.expand(num_texts, -1, -1), block[:, prompt.shape[-2] :]], dim=1)
@@ -208,7 +208,12 @@ def _no_cache(model: Any) -> dict[str, bool]:
     return {} if model.get_output_embeddings() is None else {"use_cache": False}
 
 
-def _require_positions(config: Any, length: int) -> None:
+def require_positions(config: Any, length: int) -> None:
+    """Checks that a model has positions for prompt and text together.
+
+    Raises:
+        PromptError: ``too-long``.
+    """
     positions = num_positions(config)
     if positions is not None and length > positions:
         raise PromptError(

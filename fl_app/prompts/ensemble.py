@@ -31,9 +31,7 @@ class Combined:
 Combiner = Callable[[torch.Tensor, torch.Tensor], Combined]
 
 
-def combine(
-    how: str, log_probs: torch.Tensor, weights: torch.Tensor | None = None
-) -> Combined:
+def combine(how: str, log_probs: torch.Tensor, weights: torch.Tensor | None = None) -> Combined:
     """Combines the members' answers.
 
     Args:

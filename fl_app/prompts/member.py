@@ -45,8 +45,9 @@ class Card:
         for name, is_right in checks.items():
             if not is_right:
                 raise PromptError(
-                    "bad-card", f"{name}={getattr(self, name)!r}; counts and losses are finite and "
-                    ">= 0, a task's name has 1 to 100 characters"
+                    "bad-card",
+                    f"{name}={getattr(self, name)!r}; counts and losses are finite and "
+                    ">= 0, a task's name has 1 to 100 characters",
                 )
 
     def age(self, now_round: int) -> int:
@@ -121,8 +122,9 @@ def member_of(arrays: Update, card: Card) -> Member:
         PromptError: ``missing``, there is no prompt among the arrays.
     """
     if PROMPT_NAME not in arrays:
-        raise PromptError("missing", f"no '{PROMPT_NAME}' among {sorted(arrays)[:4]}; tune with "
-                          "peft=prompt")
+        raise PromptError(
+            "missing", f"no '{PROMPT_NAME}' among {sorted(arrays)[:4]}; tune with peft=prompt"
+        )
     head = {name: array for name, array in arrays.items() if name != PROMPT_NAME}
     return Member(arrays[PROMPT_NAME], card, head)
 

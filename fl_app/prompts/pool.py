@@ -78,7 +78,9 @@ class Pool:
         if member.content_hash in self._entries:
             raise PromptError("duplicate", f"prompt {member.content_hash[:12]} is here already")
         if (age := member.card.age(now_round)) > self.max_age:
-            raise PromptError("stale", f"the prompt is {age} rounds old, allowed are {self.max_age}")
+            raise PromptError(
+                "stale", f"the prompt is {age} rounds old, at most {self.max_age} are allowed"
+            )
 
     def admit(
         self, member: Member, *, now_round: int = 0, measured_loss: float | None = None
@@ -163,7 +165,7 @@ class Pool:
             try:
                 member = unpack(_read(folder / f"{name}{_SUFFIX}"), max_bytes=_MAX_FILE_BYTES)
                 if member.content_hash != name:
-                    raise PromptError("damaged", f"the file of {name[:12]} holds another prompt")  # noqa: TRY301
+                    raise PromptError("damaged", f"the file of {name[:12]} holds another prompt")
                 self.admit(member, now_round=now_round, measured_loss=loss)
             except WireError as error:
                 refused[name] = error.reason

@@ -81,9 +81,7 @@ def test_losses_and_gradients_are_those_of_the_task(
 ) -> None:
     """Both prompt and head; the task's own loss on one member is the oracle."""
     batch = tiny.batch(family, task, 4)
-    members = [
-        drawn_member(fit_for(tiny.load(family, task)), m, with_head=True) for m in (2, 4)
-    ]
+    members = [drawn_member(fit_for(tiny.load(family, task)), m, with_head=True) for m in (2, 4)]
     tensors = [tensors_of(member) for member in members]
     for each in tensors:
         for tensor in (each.prompt, *each.head.values()):
