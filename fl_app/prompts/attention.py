@@ -3,10 +3,10 @@
 G(x) = LayerNorm(W_up silu(W_down max_t E(x))) is compared with the keys max_t P_j; a_j = softmax
 over j of G(x) . max_t P_j / T. Weighting the members' outputs by a is sample-specific attention as
 in SESoM (arXiv:2210.12587); P + sum_j a_j P_j in front of the text is attentional fusion as in
-ATTEMPT (arXiv:2205.11961).
+ATTEMPT (arXiv:2205.11961). ``fitting.fit_parameters`` tunes it while the members stay frozen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,40 +81,3 @@ def fused(weights: torch.Tensor, prompts: Sequence[torch.Tensor], target: torch.
     if len(shapes) != 1:
         raise PromptError("wrong-shape", f"prompts of shapes {sorted(shapes)} cannot be added up")
     return Tensors(target + torch.einsum("kb,kmd->bmd", weights, torch.stack(list(prompts))))
-
-
-def tune_attention(
-    loss_of: Callable[[Batch], torch.Tensor],
-    parameters: Sequence[nn.Parameter],
-    batches: Sequence[Batch],
-    *,
-    lr: float,
-    epochs: int = 1,
-) -> list[float]:
-    """Tunes attention (and a target prompt) with AdamW while the members stay as they are.
-
-    Args:
-        loss_of: the ensemble's loss on a batch.
-        parameters: what is tuned.
-        batches: labelled batches, gone through in order.
-        lr: learning rate, > 0.
-        epochs: passes over the batches.
-
-    Returns:
-        The loss of every step, before it.
-
-    Raises:
-        PromptError: ``not-finite`` loss.
-    """
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    losses = []
-    for _ in range(epochs):
-        for batch in batches:
-            loss = loss_of(batch)
-            if not torch.isfinite(loss):
-                raise PromptError("not-finite", f"the loss is {loss.item()}; lower lr={lr}")
-            losses.append(float(loss.detach()))
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-    return losses

@@ -1,5 +1,6 @@
 """Joint tuning against tuning apart, its gradients, and snapshots against torch's scheduler."""
 
+import itertools
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fl_app.evaluate import evaluate
 from fl_app.finetune import tune
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
@@ -14,7 +16,7 @@ from fl_app.prompts.errors import PromptError
 from fl_app.prompts.joint import JointLoss, diversity, tune_snapshots, tune_together
 from fl_app.prompts.measure import measure, weights_on
 from fl_app.seeding import generator
-from tests.fixtures_models import TinyModels, state_bytes
+from tests.fixtures_models import TinyModels, state_bytes, tiny_examples
 from tests.prompt_fixtures import CLASSES, drawn_member, easy_rows, fit_for, prompted, settings
 
 
@@ -54,7 +56,8 @@ def test_joint_tuning_lowers_the_loss_of_the_ensemble(tiny: TinyModels) -> None:
         for group in (members, tuned)
     )
     assert after.ensemble_loss < before.ensemble_loss / 2
-    assert after.ensemble > 0.9
+    # five standard errors above the accuracy 1/3 of a guess on 60 rows
+    assert after.ensemble > 1 / 3 + 5 * math.sqrt(1 / 3 * 2 / 3 / 60)
 
 
 def test_a_member_without_weight_has_no_gradient(tiny: TinyModels) -> None:
@@ -123,7 +126,7 @@ def test_snapshots_are_taken_where_the_rate_is_lowest(tiny: TinyModels) -> None:
     for name, array in adapter.read().items():
         assert np.array_equal(snapshots[-1][name], array)
     prompts = [snapshot[PROMPT_NAME] for snapshot in snapshots]
-    assert min(np.abs(a - b).max() for a, b in zip(prompts, prompts[1:], strict=False)) > 0.01
+    assert min(np.abs(a - b).max() for a, b in itertools.pairwise(prompts)) > 0.01
 
 
 def test_the_triple_by_hand(tiny: TinyModels) -> None:
@@ -152,9 +155,6 @@ def test_the_triple_by_hand(tiny: TinyModels) -> None:
 
 def test_a_language_model_is_measured_in_perplexity(tiny: TinyModels) -> None:
     """One member: that of the task itself. Two: between the best and the worst."""
-    from fl_app.evaluate import evaluate
-    from tests.fixtures_models import tiny_examples
-
     backbone, task = tiny.load("gpt2", "causal_lm"), tiny.task("gpt2", "causal_lm")
     encoded = task.encode(tiny_examples(9))
     members = [drawn_member(fit_for(backbone), m, m) for m in (2, 4)]
