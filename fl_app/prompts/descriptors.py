@@ -87,6 +87,8 @@ def activation_bits(model: Any, members: Sequence[Tensors], probe: Batch) -> NDA
             handle.remove()
     ids = probe["input_ids"]
     last = probe.get("attention_mask", torch.ones_like(ids)).sum(1) - 1
+    # OPT hands its feed-forward network all tokens of a batch in one row
+    states = [state.reshape(len(members) * len(ids), -1, state.shape[-1]) for state in states]
     bits = []
     for j, member in enumerate(members):
         rows = torch.arange(len(ids)) + j * len(ids)
