@@ -9,13 +9,18 @@ from fl_app.data.examples import Examples
 from fl_app.finetune import LocalTuning, tune
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, head_modules
+from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PromptSpec
+from fl_app.prompts.advert import Advert, advert_of
 from fl_app.prompts.fit import Fit, fit_of
 from fl_app.prompts.member import Card, Member, member_of
+from fl_app.prompts.packing import pack
 from fl_app.seeding import generator
 from tests.fixtures_models import DEPTH, LABELS, MAX_LENGTH, TinyModels, logits_of
 
 CLASSES = "sequence_classification"
+SMALL_FIT = Fit("m" * 64, "t" * 64, 4, 6, 50.0)
+"""A model that exists in name only."""
 
 
 def fit_for(backbone: Backbone) -> Fit:
@@ -103,3 +108,13 @@ def tuned_member(
     rng = generator(seed, "tune")
     tune(adapter.model, adapter.parameters, task, encoded, settings(**changes), rng)
     return member_of(adapter.read(), card_for(fit, seed))
+
+
+def shelf_on(num: int) -> dict[str, tuple[Advert, bytes]]:
+    """Returns prompts of nobody's model, packed and advertised, by the hash of the blob."""
+    shelf = {}
+    for seed in range(num):
+        member = drawn_member(SMALL_FIT, 3, seed)
+        blob = pack(member)
+        shelf[content_hash(blob)] = advert_of(member.card, blob, member.prompt.mean(0)), blob
+    return shelf
