@@ -83,7 +83,7 @@ def settings(**changes: object) -> LocalTuning:
     """Returns settings that learn ``easy_rows`` in a few dozen steps."""
     plain: dict[str, Any] = {
         "epochs": 20,
-        "max_steps": 40,
+        "max_steps": 80,
         "batch_size": 12,
         "lr": 0.05,
         "head_lr": 0.05,
@@ -97,14 +97,20 @@ def settings(**changes: object) -> LocalTuning:
 
 
 def tuned_member(
-    tiny: TinyModels, seed: int, *, flipped: bool = False, num_tokens: int = 4, **changes: object
+    tiny: TinyModels,
+    seed: int,
+    *,
+    flipped: bool = False,
+    num_tokens: int = 4,
+    num_rows: int = 48,
+    **changes: object,
 ) -> Member:
     """Tunes a member of the tiny BERT on easy rows of its own, right or flipped."""
     backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
     fit = fit_for(backbone)
     start = drawn_member(fit, num_tokens, seed, with_head=True)
     adapter = prompted(backbone, start)
-    encoded = task.encode(easy_rows(48, seed, flipped=flipped))
+    encoded = task.encode(easy_rows(num_rows, seed, flipped=flipped))
     rng = generator(seed, "tune")
     tune(adapter.model, adapter.parameters, task, encoded, settings(**changes), rng)
     return member_of(adapter.read(), card_for(fit, seed))
