@@ -114,3 +114,15 @@ def test_what_cannot_run_is_named(tiny: TinyModels) -> None:
         assert caught.value.reason == reason
     with torch.inference_mode():
         assert forward(backbone.model, [as_it_is(backbone.model)], batch).isfinite().all()
+
+
+def test_members_with_and_without_a_head_share_a_pass(tiny: TinyModels) -> None:
+    """RoBERTa's head has two layers; who brings none is read by the model's own."""
+    backbone, batch = tiny.load("roberta", CLASSES), tiny.batch("roberta", CLASSES, 3)
+    fit = fit_for(backbone)
+    members = [drawn_member(fit, 2, seed, with_head=seed == 1) for seed in range(3)]
+    with torch.inference_mode():
+        together = forward(backbone.model, [tensors_of(m) for m in members], batch)
+    for logits, member in zip(together, members, strict=True):
+        wanted = alone(tiny, "roberta", CLASSES, member, batch)
+        torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
