@@ -10,19 +10,23 @@ _ALWAYS = datetime.datetime(2000, 1, 1), datetime.datetime(9999, 12, 31, 23, 59,
 """Devices know the certificate itself, so a device whose clock is wrong need not refuse it."""
 
 
-def make_certificate() -> tuple[bytes, bytes]:
+def make_certificate(name: str = "deft-stream") -> tuple[bytes, bytes]:
     """Makes a new key (P-256) and a certificate signed with it.
+
+    Args:
+        name: its common name, 1 to 64 characters. Where several certificates are trusted at once
+            the TLS library looks them up by name first, so each needs its own.
 
     Returns:
         (certificate, private key), both PEM; the key is not encrypted and is meant to stay in
         memory.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "deft-stream")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(_ALWAYS[0])

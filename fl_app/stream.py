@@ -10,8 +10,10 @@ import ssl
 import struct
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from fl_app.errors import WireError
 
@@ -80,21 +82,44 @@ class FrameReader:
         return not self._buffer
 
 
-def server_context(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    """Returns the server's TLS settings: TLS 1.3 with the given PEM certificate and key."""
+def server_context(certificate: bytes, key: bytes, peers: Sequence[str] = ()) -> ssl.SSLContext:
+    """Returns the server's TLS settings: TLS 1.3 with the given PEM certificate and key.
+
+    Args:
+        certificate: PEM.
+        key: PEM.
+        peers: PEM certificates of those who may connect, one of which they must then prove to own;
+            with none, anybody may.
+
+    Raises:
+        WireError: ``damaged``, a peer's certificate cannot be read.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # nobody resumes, and unread tickets would reset a closing connection
+    _load_pair(context, certificate, key)
+    if peers:
+        context.verify_mode = ssl.CERT_REQUIRED
+        _believe(context, b"".join(der_of(peer) for peer in peers))
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="deft-key-") as folder:  # only files can be loaded
         path = Path(folder) / "pair.pem"
         path.touch(mode=0o600)
         path.write_bytes(certificate + key)
         context.load_cert_chain(path)
-    return context
 
 
-def client_context(certificate: bytes) -> ssl.SSLContext:
+def client_context(
+    certificate: bytes, identity: tuple[bytes, bytes] | None = None
+) -> ssl.SSLContext:
     """Returns a device's TLS settings: TLS 1.3, and only this DER certificate is believed.
+
+    Args:
+        certificate: the server's, DER.
+        identity: own (certificate, key), both PEM, where the server asks who connects.
 
     Raises:
         WireError: ``damaged``, the bytes are no certificate.
@@ -102,22 +127,32 @@ def client_context(certificate: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # the certificate itself is known; its name says nothing
-    try:
-        context.load_verify_locations(cadata=certificate)
-    except (ssl.SSLError, ValueError) as error:
-        raise WireError("damaged", f"the order's certificate cannot be read: {error}") from error
+    _believe(context, certificate)
+    if identity is not None:
+        _load_pair(context, *identity)
     return context
 
 
-def _der(pem: str) -> bytes:
+def _believe(context: ssl.SSLContext, certificates: bytes) -> None:
+    try:
+        context.load_verify_locations(cadata=certificates)
+    except (ssl.SSLError, ValueError) as error:
+        raise WireError("damaged", f"the order's certificate cannot be read: {error}") from error
+
+
+def der_of(pem: str) -> bytes:
+    """Returns the DER bytes of a PEM certificate, by which it is recognised.
+
+    Raises:
+        WireError: ``damaged``, it is not PEM.
+    """
     try:
         return ssl.PEM_cert_to_DER_cert(pem)
     except ValueError as error:
         raise WireError("damaged", f"the order's certificate is not PEM: {error}") from error
 
 
-def _connect(host: str, port: int, certificate: bytes, timeout_s: float) -> ssl.SSLSocket:
-    context = client_context(certificate)
+def _connect(host: str, port: int, context: ssl.SSLContext, timeout_s: float) -> ssl.SSLSocket:
     plain = socket.create_connection((host, port), timeout=timeout_s)
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -127,42 +162,29 @@ def _connect(host: str, port: int, certificate: bytes, timeout_s: float) -> ssl.
         raise
 
 
-class Channel:
-    """The device's end of a stream; blocking, used as a context manager.
+class FrameSocket:
+    """One end of a stream; blocking, used as a context manager.
 
     Args:
-        host: the server's address.
-        port: the server's port.
-        certificate: the server's, PEM; no other is accepted.
+        secure: a connected socket, its handshake done.
         max_bytes: longest blob in either direction.
-        timeout_s: seconds until connection and handshake are given up, > 0.
-
-    Raises:
-        WireError: ``unreachable``, ``wrong-certificate``, or ``damaged`` (no certificate).
     """
 
-    def __init__(
-        self, host: str, port: int, *, certificate: str, max_bytes: int, timeout_s: float
-    ) -> None:
-        known = _der(certificate)
+    def __init__(self, secure: ssl.SSLSocket, max_bytes: int) -> None:
+        self._socket = secure
         self._reader, self._frames = FrameReader(max_bytes), list[Frame]()
-        try:
-            self._socket = _connect(host, port, known, timeout_s)
-        except ssl.SSLCertVerificationError as error:
-            raise WireError("wrong-certificate", f"{host}:{port}: {error}") from error
-        except OSError as error:
-            raise WireError("unreachable", f"{host}:{port}: {error}") from error
-        if self._socket.getpeercert(binary_form=True) != known:
-            self._socket.close()
-            raise WireError("wrong-certificate", f"{host}:{port} shows another certificate")
 
-    def __enter__(self) -> "Channel":
-        """Returns the channel."""
+    def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *_exc: object) -> None:
         """Closes the connection."""
         self._socket.close()
+
+    def allow(self, max_bytes: int) -> None:
+        """Sets the longest blob from now on, in either direction."""
+        self._reader.max_bytes = max_bytes
 
     def send(self, kind: int, step: int, body: bytes, *, timeout_s: float) -> None:
         """Sends one frame.
@@ -194,6 +216,45 @@ class Channel:
             except OSError as error:
                 raise WireError("cut", f"the stream broke while receiving: {error}") from error
             if not data:
-                raise WireError("cut", "the server closed the stream")
+                raise WireError("cut", "the other side closed the stream")
             self._frames = self._reader.feed(data)
         return self._frames.pop(0)
+
+
+class Channel(FrameSocket):
+    """The end of a stream that connects: the device's, or that of a device asking another one.
+
+    Args:
+        host: the server's address.
+        port: the server's port.
+        certificate: the server's, PEM; no other is accepted.
+        max_bytes: longest blob in either direction.
+        timeout_s: seconds until connection and handshake are given up, > 0.
+        identity: own (certificate, key), PEM, where the server asks who connects. A server that
+            does not know it cuts the stream at the first frame.
+
+    Raises:
+        WireError: ``unreachable``, ``wrong-certificate``, or ``damaged`` (no certificate).
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        certificate: str,
+        max_bytes: int,
+        timeout_s: float,
+        identity: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        known = der_of(certificate)
+        try:
+            secure = _connect(host, port, client_context(known, identity), timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            raise WireError("wrong-certificate", f"{host}:{port}: {error}") from error
+        except OSError as error:
+            raise WireError("unreachable", f"{host}:{port}: {error}") from error
+        if secure.getpeercert(binary_form=True) != known:
+            secure.close()
+            raise WireError("wrong-certificate", f"{host}:{port} shows another certificate")
+        super().__init__(secure, max_bytes)

@@ -1,0 +1,95 @@
+"""The gate in front of an ensemble: a newcomer is measured on labelled rows the owner trusts.
+
+It is refused if it knows less than the shares of the labels tell (random prompts, flipped labels,
+flipped signs), or if the ensemble with it is worse than without.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from fl_app.prompts.batched import member_losses
+from fl_app.prompts.ensemble import combine
+from fl_app.prompts.errors import PromptError
+
+MAX_DROP = 0.01
+"""Accuracy that an ensemble may lose on the probe rows by a newcomer: one point."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the gate measured, losses in nats.
+
+    Attributes:
+        loss: of the newcomer.
+        shares_loss: of always answering the labels' shares, their entropy.
+        before: loss of the ensemble without the newcomer; infinite if there is none.
+        after: loss of the ensemble with it, all members alike.
+        accuracy_before: of the ensemble without it, 0 if there is none.
+        accuracy_after: with it.
+    """
+
+    loss: float
+    shares_loss: float
+    before: float
+    after: float
+    accuracy_before: float
+    accuracy_after: float
+
+
+def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -> Probed:
+    """Measures a newcomer.
+
+    Args:
+        members: log-probabilities [k, N, classes] of the ensemble on the probe rows, k >= 0.
+        newcomer: [N, classes]. A NaN is no answer: the loss is infinite.
+        labels: [N], N >= 1.
+    """
+    shares = torch.bincount(labels).double() / len(labels)
+    loss = float(member_losses(newcomer.unsqueeze(0), labels)[0])
+    before, accuracy_before = float("inf"), 0.0
+    if len(members):
+        before, accuracy_before = _quality(members, labels)
+    together = torch.cat([members.reshape(-1, *newcomer.shape), newcomer.unsqueeze(0)])
+    if not loss < float("inf"):  # also NaN
+        return Probed(float("inf"), _entropy(shares), before, float("inf"), accuracy_before, 0.0)
+    after, accuracy_after = _quality(together, labels)
+    return Probed(loss, _entropy(shares), before, after, accuracy_before, accuracy_after)
+
+
+def require_use(found: Probed, *, margin: float = 0.0) -> None:
+    """Lets a newcomer pass.
+
+    Args:
+        found: what ``probe`` measured.
+        margin: nats >= 0 by which it may raise the ensemble's loss.
+
+    Raises:
+        PromptError: ``knows-nothing`` or ``harms-ensemble``.
+    """
+    if not found.loss < found.shares_loss:
+        raise PromptError(
+            "knows-nothing",
+            f"its loss of {found.loss:.4g} nats on the probe rows is not below the "
+            f"{found.shares_loss:.4g} of guessing by the labels' shares",
+        )
+    if found.after > found.before + margin:
+        raise PromptError(
+            "harms-ensemble",
+            f"the ensemble's loss would rise from {found.before:.4g} to {found.after:.4g} nats",
+        )
+    if found.accuracy_after < found.accuracy_before - MAX_DROP:
+        raise PromptError(
+            "harms-ensemble",
+            f"accuracy would fall from {found.accuracy_before:.4g} to {found.accuracy_after:.4g}",
+        )
+
+
+def _quality(log_probs: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    answer = combine("mean", log_probs)
+    loss = float(member_losses(answer.log_probs.unsqueeze(0), labels)[0])
+    return loss, float((answer.classes == labels).double().mean())
+
+
+def _entropy(shares: torch.Tensor) -> float:
+    return float(torch.special.entr(shares).sum())
