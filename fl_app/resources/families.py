@@ -49,7 +49,9 @@ FAMILIES: Mapping[str, FamilyRow] = {
         },
     ),
     "llama": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": FamilyRow(
+        gated_shapes.llama, heads.decoder, _LLAMA_FIELDS | {"num_key_value_heads": 8}
+    ),
     "qwen2": _LLAMA,
     "t5": FamilyRow(
         gated_shapes.t5,

@@ -142,8 +142,9 @@ class StepModel:
 
     @property
     def _logits(self) -> int:
+        """Reals of the logits that enter the loss: a classifier's are one row of each input."""
         head, at = self.architecture.head, self._last
-        return at.batch * (at.tokens if head.every_token else 1) * head.num_logits
+        return at.batch * (1 if head.tuned else at.tokens) * head.num_logits
 
     def _workspace_reals(self) -> int:
         widest = max(
