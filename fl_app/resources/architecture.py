@@ -1,10 +1,12 @@
 """A model as the resource model sees it: parts of blocks, and what surrounds them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fl_app.resources.errors import ResourceError
 from fl_app.resources.parts import Part, num_params
 from fl_app.resources.tally import Map, Norm
 
@@ -95,6 +97,41 @@ class Architecture:
         return frozenset(
             each.name for block in set(self.blocks) for part in block for each in part.maps
         )
+
+
+def emulator(shapes: Architecture, left: int, middle: int, right: int) -> Architecture:
+    """Returns the emulator of a split: the first, some middle and the last blocks of every stack.
+
+    Args:
+        shapes: the full model.
+        left: blocks of A1, >= 0.
+        middle: middle blocks that are kept, >= 0.
+        right: blocks of A2, >= 0.
+
+    Raises:
+        ResourceError: more blocks than a stack has, or none.
+    """
+    counts = [shapes.num_encoder_blocks, shapes.num_blocks - shapes.num_encoder_blocks]
+    stacks = [count for count in counts if count]
+    kept = left + middle + right
+    if min(left, middle, right) < 0 or not 1 <= kept <= min(stacks):
+        raise ResourceError(
+            f"split {left}-{middle}-{right}: give three numbers >= 0 that add up to 1 to "
+            f"{min(stacks)}, the blocks of a stack"
+        )
+    blocks = (
+        shapes.blocks[:kept]
+        if len(stacks) == 1
+        else (
+            *shapes.blocks[:kept],
+            *shapes.blocks[-kept:],
+        )
+    )
+    return dataclasses.replace(
+        shapes,
+        blocks=tuple(blocks),
+        num_encoder_blocks=kept if len(stacks) > 1 else 0,
+    )
 
 
 HeadBuilder = Callable[[Any, int], Head]

@@ -4,8 +4,8 @@ The numbers are assumptions of this project, not measurements of a product. They
 values for dense half-precision work under a sustained load, a fraction of what data sheets name.
 Their origins:
 
-* FLOP/s: deft.md's ranges, phone 0.1 to 2 and Jetson 1 to 5 TFLOP/s effective; a laptop with a
-  small discrete GPU is put above both.
+* FLOP/s: the upper ends of the ranges 0.1 to 2 TFLOP/s for a phone and 1 to 5 for a Jetson, both
+  effective; a laptop with a small discrete GPU is put at twice the latter.
 * Memory: what a training process may hold: 4 of a phone's 8 GB to 12 GB, half of a 16 GB board that
   shares its memory with everything else, 8 GB of a laptop's graphics memory.
 * Compute power: a phone's thermal limit (5 W), a Jetson board's 25 W mode, a laptop's graphics
@@ -60,14 +60,14 @@ DEVICE_CLASSES: Mapping[str, DeviceClass] = {
         DeviceClass(
             name="phone",
             memory_bytes=4e9,
-            flops_per_s=1e12,
+            flops_per_s=2e12,
             compute_power_w=5.0,
             tx_power_w=dbm_to_watt(23.0),
         ),
         DeviceClass(
             name="jetson",
             memory_bytes=8e9,
-            flops_per_s=3e12,
+            flops_per_s=5e12,
             compute_power_w=25.0,
             tx_power_w=dbm_to_watt(20.0),
         ),

@@ -1,4 +1,4 @@
-"""Rates of radio links and the band that a rate takes (deft.md's rate model, Shannon).
+"""Rates of radio links and the band that a rate takes (Shannon).
 
 With snr_hz = p g / N0, the receive SNR of a band of one hertz, a share of B hertz carries
 

@@ -1,6 +1,6 @@
 """FLOPs and memory of one local step as a function of the layout.
 
-The exact count behind deft.md's rule of thumb that a block costs 24 S d^2 + 4 S^2 d FLOPs forward
+The exact count behind the rule of thumb that a block costs 24 S d^2 + 4 S^2 d FLOPs forward
 and as much again backward if it stands between the deepest tuned block and the loss.
 """
 
@@ -157,8 +157,8 @@ class StepModel:
         # A tensor and its gradient, in the widest map or at the logits.
         return 2 * max(at.batch * max(at.tokens, at.memory_tokens) * widest, self._logits)
 
-    def cost(self, sizes: Sequence[int]) -> StepCost:
-        """Returns the cost of a step with this layout.
+    def by_block(self, sizes: Sequence[int]) -> list[Tally]:
+        """Returns what every block costs in this layout; do not change the accounts.
 
         Args:
             sizes: size of every block, in forward order; all 0 tunes the head alone.
@@ -166,27 +166,34 @@ class StepModel:
         Raises:
             ResourceError: another number of blocks, or a negative size.
         """
+        return self._walk(sizes)[0]
+
+    def _walk(self, sizes: Sequence[int]) -> tuple[list[Tally], bool, bool]:
+        """Returns the blocks' accounts, and who needs a gradient: last state, encoder's output."""
         chosen = [int(size) for size in sizes]
         if len(chosen) != self.num_blocks or min(chosen) < 0:
             raise ResourceError(
                 f"sizes {chosen}: give {self.num_blocks} numbers >= 0, one for each block"
             )
         split = self.architecture.num_encoder_blocks
-        total, grad, memory_grad = Tally(), False, False
+        tallies, grad, memory_grad = [], False, False
         for index, size in enumerate(chosen):
             if index == split and split > 0:
                 memory_grad, grad = grad, False
-                encoder = self._encoder
-                if memory_grad and self.architecture.norm is not None:
-                    total.norm(self.architecture.norm, encoder.batch * encoder.tokens, in_grad=True)
             tally, grad = self._account(index, size, grad, memory_grad)
+            tallies.append(tally)
+        return tallies, grad, memory_grad
+
+    def cost(self, sizes: Sequence[int]) -> StepCost:
+        """Returns the cost of a step with this layout; arguments and errors as in ``by_block``."""
+        tallies, grad, memory_grad = self._walk(sizes)
+        total, shape, at = Tally(), self.architecture, self._last
+        for tally in (*tallies, self._fixed[grad]):
             _add(total, tally)
-        at, shape = self._last, self.architecture
-        if total.keeps_memory:
-            total.saved_reals += at.batch * at.memory_tokens * shape.width
+        if memory_grad and shape.norm is not None:
+            total.norm(shape.norm, self._encoder.batch * self._encoder.tokens, in_grad=True)
+        total.saved_reals += total.keeps_memory * at.batch * at.memory_tokens * shape.width
         total.saved_reals += grad * at.tokens * shape.shared_per_token
-        _add(total, self._fixed[grad])
-        is_tuned = total.tuned_params > 0
         kept = total.saved_reals * self._activation_bytes
         return StepCost(
             forward_flops=total.forward_flops,
@@ -194,7 +201,7 @@ class StepModel:
             tuned_params=total.tuned_params,
             weight_bytes=round((shape.num_params - shape.head.num_tuned) * self._weight_bytes),
             tuned_bytes=total.tuned_params * _ADAMW_BYTES,
-            activation_bytes=round(kept) + is_tuned * self._logits * _F32_BYTES,
+            activation_bytes=round(kept) + (total.tuned_params > 0) * self._logits * _F32_BYTES,
             workspace_bytes=round(self._workspace * self._activation_bytes),
         )
 
