@@ -16,9 +16,11 @@ PriceOf = Callable[[Sequence[int]], Price]
 _REMEDIES = {
     "params": "allow more parameters or smaller units (fewer target maps)",
     "uplink_bytes": "allow more bytes or send fewer bytes a value",
-    "memory_bytes": "use a smaller batch or sequence, fewer bytes a weight, or another device",
-    "step_s": "use a smaller batch or sequence, or a faster device",
-    "round_s": "allow a later deadline, fewer local steps, or a better link",
+    "memory_bytes": "use a smaller batch or sequence, fewer bits a weight, an emulator of fewer "
+    "blocks, or another device",
+    "step_s": "use a smaller batch or sequence, an emulator of fewer blocks, or a faster device",
+    "round_s": "allow a later deadline, fewer local steps, a smaller batch, an emulator of fewer "
+    "blocks, or a better link",
 }
 
 
