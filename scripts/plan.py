@@ -5,13 +5,14 @@ is a file, a folder with ``config.json``, or a name in ``docs/models``. No weigh
 torch is not imported. The largest layout of the rule that keeps every budget is shown; what cannot
 fit is refused with the budget's name (exit code 2). With ``--split l-n-r`` the device holds that
 emulator and tunes its first l and last r blocks; ``auto`` takes l = r = 2 and the largest middle
-that fits, or l = r = 1 where nothing does. Devices, links and their origins are in ``fl_app/resources``. ``plan.json`` and
-``plan.png`` are written.
+that fits, or l = r = 1 where nothing does. Devices, links and their origins are in
+``fl_app/resources``. ``plan.json`` and ``plan.png`` are written.
 """
 
 import argparse
 import itertools
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -289,7 +290,7 @@ def main(words: list[str] | None = None) -> int:
     """Parses the command line, writes both files and prints; returns the exit code."""
     started = time.perf_counter()
     chosen = parser().parse_args(words)
-    console = Console()
+    console = Console(width=max(100, shutil.get_terminal_size().columns))
     try:
         device = device_class(chosen.device)
         given = chosen.budget_memory_gb

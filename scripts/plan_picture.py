@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from fl_app.report import canvas
 from fl_app.report.canvas import FAINT, INK
@@ -35,6 +36,7 @@ def draw(
     canvas.title(top, title)
     top.bar(blocks, sizes, color=_SIZE, width=0.8)
     top.set_ylabel("size", color=INK, fontsize=9)
+    top.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     top.set_ylim(0.0, max(sizes) * 1.15)
     forward = np.array([1e3 * each.forward_flops / flops_per_s for each in tallies])
     backward = np.array([1e3 * each.backward_flops / flops_per_s for each in tallies])
