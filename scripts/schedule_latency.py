@@ -13,8 +13,8 @@ block, and sends the block's update; the round ends with the slowest. Compared o
 Parameters are ours: a third of the devices is drawn from each class in ``fl_app/resources``, the
 speed of each spreads by a factor up to ``--spread`` both ways, places and shadowing are drawn in a
 cell, powers are the classes'. Fading is averaged out; the downlink, the same for all, and the task
-head's update, no block's, are left out. The follow-up of DEFT (arXiv:2407.09873) reports a cut of up
-to about 40 % under parameters that are not public; ours need not agree. ``schedule.json`` and
+head's update, no block's, are left out. The follow-up of DEFT (arXiv:2407.09873) reports a cut of
+up to about 40 % under parameters that are not public; ours need not agree. ``schedule.json`` and
 ``schedule.png`` are written.
 """
 

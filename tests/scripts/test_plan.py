@@ -26,7 +26,7 @@ def test_every_rule_keeps_device_and_deadline(rule: str, tmp_path: Path) -> None
     assert price["memory_bytes"] == sum(parts.values()) <= 8e9
     assert 0.9 < price["round_s"] <= 1.0 or max(figures["layout"]) == 16
     # q_proj and v_proj of width 2048: 2 (2048 + 2048) reals a unit
-    assert price["params"] == 8192 * 2 * sum(figures["layout"])
+    assert price["params"] == 8192 * sum(figures["layout"])
     assert price["uplink_s"] == pytest.approx(8 * price["uplink_bytes"] / figures["uplink_bps"])
 
 
@@ -65,7 +65,7 @@ def test_scores_from_a_file_decide(tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps([[9.0, 8.0]] * 2 + [[1.0, 0.5]] * 22))
     words = ["--model", "opt-1.3b", "--device", "laptop", "--rule", "sensitivity"]
-    figures = planned(tmp_path, *words, "--scores", str(scores), "--budget-params", str(5 * 16384))
+    figures = planned(tmp_path, *words, "--scores", str(scores), "--budget-params", str(5 * 8192))
     assert figures["layout"] == [2, 2, *[0] * 21, 1]
 
 

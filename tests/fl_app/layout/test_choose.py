@@ -1,5 +1,6 @@
 """Rules by name."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_every_rule_spends_six_units(rule: str, sizes: list[int]) -> None:
 
 def test_channel_aware_layouts_of_all_rates_are_nested() -> None:
     layouts = [chosen("channel_aware", Budgets(params=n, round_s=9.0)) for n in range(1, 13)]
-    for small, large in zip(layouts, layouts[1:], strict=False):
+    for small, large in itertools.pairwise(layouts):
         assert all(a <= b for a, b in zip(small, large, strict=True))
 
 

@@ -17,6 +17,13 @@ from fl_app.layout.nested import (
     units_within,
 )
 from fl_app.layout.rules import nested
+from fl_app.resources.devices import device_class
+from fl_app.resources.families import architecture_of
+from fl_app.resources.links import Link
+from fl_app.resources.price import Pricer
+from fl_app.resources.step import StepModel
+from fl_app.resources.tuning import lora
+from tests.fl_app.resources.tuned_models import config_of
 
 _SCORES = st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=6).filter(any)
 
@@ -80,3 +87,19 @@ def test_orders_with_gaps_and_scores_without_value_are_named() -> None:
         nested([Unit(0, 1)], 1)
     with pytest.raises(LayoutError, match="scores of block 1 must be finite"):
         order_units([[1.0], [np.inf]])
+
+
+def test_priced_bytes_are_those_of_the_payload() -> None:
+    shapes = architecture_of(config_of("llama"))
+    maps = [
+        each for part in shapes.blocks[0] for each in part.maps if each.name in ("q_proj", "v_proj")
+    ]
+    step = StepModel(shapes, lora("q_proj", "v_proj"), batch=1, sequence=4)
+    link = Link(bandwidth_hz=1e6, tx_power_w=0.2, loss_db=100.0)
+    pricer = Pricer(step, device_class("phone"), uplink=link, downlink=link)
+    order = order_units([[3.0, 1.0], [], [2.0], [5.0, 4.0], [2.0]])
+    factors = sum(each.d_in + each.d_out for each in maps)
+    rows = {unit: np.zeros(factors, dtype=np.float32) for unit in order}
+    for count in range(len(order) + 1):
+        sizes = sizes_of(order[:count], 5).tolist()
+        assert pricer(sizes).uplink_bytes == len(pack(order[:count], rows))

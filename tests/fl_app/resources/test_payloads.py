@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import transformers
 
+from fl_app.resources.architecture import emulator
 from fl_app.resources.errors import ResourceError
 from fl_app.resources.families import FAMILIES, architecture_of, read_config
 from fl_app.resources.payloads import (
@@ -71,6 +72,17 @@ def test_fields_that_a_file_may_leave_out_have_the_familys_defaults(
     assert architecture_of(read_config(tmp_path), num_labels=3) == architecture_of(
         full, num_labels=3
     )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_an_emulator_has_the_shapes_of_a_shallower_model(family: str) -> None:
+    full = architecture_of(transformers.AutoConfig.for_model(family))  # 12, or 6 and 6 blocks
+    field = "num_layers" if family == "t5" else "n_layer"
+    small = architecture_of(transformers.AutoConfig.for_model(family, **{field: 4}))
+    assert emulator(full, 1, 2, 1) == small
+    for split in ((3, 7, 3), (0, 0, 0), (-1, 2, 1)):
+        with pytest.raises(ResourceError, match="give three numbers >= 0 that add up to 1 to"):
+            emulator(full, *split)
 
 
 def test_unreadable_and_unknown_models_are_named(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_joint_schedule_is_never_worse_than_either_start(
     assert joint.split.bandwidths_hz.sum() <= cell.bandwidth * (1.0 + 1e-9)
 
 
+def test_one_device_less_never_makes_a_round_shorter() -> None:
+    for seed in range(5):
+        cell = random_cell(seed, 6, 3)
+        rounds = [
+            jbba_exact(Cell(cell.compute_s[:n], cell.bits, cell.snr_hz[:n], 1e6)).round_s
+            for n in (6, 5, 4, 3)
+        ]
+        assert all(b >= a * (1.0 - 1e-9) for a, b in itertools.pairwise(rounds))
+
+
 def test_depth_order_is_not_needed_but_used() -> None:
     rising = np.array([[1.0, 2.0], [3.0, 9.0]])
     assert match(rising).tolist() == [1, 0]
