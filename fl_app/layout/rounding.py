@@ -9,6 +9,7 @@ Sizes = NDArray[np.int64]
 """[num_blocks] size of every block."""
 
 _HALVINGS = 200
+_FAINTEST = 1e-12
 
 
 def apportion(weights: ArrayLike, total: int, *, smallest: int = 0, largest: int) -> Sizes:
@@ -21,7 +22,8 @@ def apportion(weights: ArrayLike, total: int, *, smallest: int = 0, largest: int
     cost a single block one of its own.
 
     Args:
-        weights: [num_blocks], finite and >= 0, at least one > 0.
+        weights: [num_blocks], finite and >= 0, at least one > 0; a weight above 0 counts at least
+            1e-12 of the greatest.
         total: units to spread.
         smallest: least size of a block with weight, >= 0.
         largest: greatest size of a block, >= max(1, smallest).
@@ -46,7 +48,8 @@ def apportion(weights: ArrayLike, total: int, *, smallest: int = 0, largest: int
             f"{total} units do not fit {active.size} blocks of {smallest} to {largest}; "
             f"give {least} to {most}"
         )
-    quotas = _quotas(shares[active] / shares.max(), total, smallest, largest)
+    relative = np.maximum(shares[active] / shares.max(), _FAINTEST)
+    quotas = _quotas(relative, total, smallest, largest)
     floors = np.clip(np.floor(quotas + 1e-9), smallest, largest).astype(np.int64)
     # Stable and reversed: among equal remainders the last block comes first. Rounding of the
     # quotas themselves must not decide between equal weights.

@@ -94,7 +94,7 @@ def test_priced_bytes_are_those_of_the_payload() -> None:
     maps = [
         each for part in shapes.blocks[0] for each in part.maps if each.name in ("q_proj", "v_proj")
     ]
-    step = StepModel(shapes, lora("q_proj", "v_proj"), batch=1, sequence=4)
+    step = StepModel(shapes, lora(*targets), batch=1, sequence=4)
     link = Link(bandwidth_hz=1e6, tx_power_w=0.2, loss_db=100.0)
     pricer = Pricer(step, device_class("phone"), uplink=link, downlink=link)
     order = order_units([[3.0, 1.0], [], [2.0], [5.0, 4.0], [2.0]])
