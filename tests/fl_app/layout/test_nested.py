@@ -91,9 +91,8 @@ def test_orders_with_gaps_and_scores_without_value_are_named() -> None:
 
 def test_priced_bytes_are_those_of_the_payload() -> None:
     shapes = architecture_of(config_of("llama"))
-    maps = [
-        each for part in shapes.blocks[0] for each in part.maps if each.name in ("q_proj", "v_proj")
-    ]
+    targets = ("q_proj", "v_proj")
+    maps = [each for part in shapes.blocks[0] for each in part.maps if each.name in targets]
     step = StepModel(shapes, lora(*targets), batch=1, sequence=4)
     link = Link(bandwidth_hz=1e6, tx_power_w=0.2, loss_db=100.0)
     pricer = Pricer(step, device_class("phone"), uplink=link, downlink=link)
