@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.layout.errors import LayoutError
@@ -28,6 +28,7 @@ from tests.fl_app.resources.tuned_models import config_of
 _SCORES = st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=6).filter(any)
 
 
+@settings(deadline=None)
 @given(_SCORES)
 def test_every_prefix_of_a_payload_is_a_payload(scores: list[list[int]]) -> None:
     order = order_units(scores)
@@ -41,6 +42,7 @@ def test_every_prefix_of_a_payload_is_a_payload(scores: list[list[int]]) -> None
         assert len(part) == sum(sizes[:count])
 
 
+@settings(deadline=None)
 @given(_SCORES)
 def test_smaller_layouts_lie_within_larger_ones(scores: list[list[int]]) -> None:
     rule = nested(order_units(scores), len(scores))
@@ -51,6 +53,7 @@ def test_smaller_layouts_lie_within_larger_ones(scores: list[list[int]]) -> None
     assert layouts[-1].tolist() == [len(row) for row in scores]
 
 
+@settings(deadline=None)
 @given(st.permutations(range(5)), st.integers(0, 15))
 def test_permuting_blocks_permutes_sizes(permutation: list[int], count: int) -> None:
     scores = np.random.default_rng(3).permutation(15.0 + np.arange(15)).reshape(5, 3)
@@ -65,6 +68,7 @@ def test_a_block_keeps_the_order_of_its_units() -> None:
     assert order_units([[1.0, 9.0], [5.0]]) == (Unit(1, 0), Unit(0, 0), Unit(0, 1))
 
 
+@settings(deadline=None)
 @given(_SCORES, st.integers(0, 200))
 def test_units_that_fit_by_brute_force(scores: list[list[int]], allowance: int) -> None:
     order = order_units(scores)

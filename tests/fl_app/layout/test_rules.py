@@ -37,6 +37,7 @@ def some_rule(name: str, num_blocks: int, largest: int, seed: int) -> Any:
     return profile(weights, largest=largest)
 
 
+@settings(deadline=None)
 @given(_WEIGHTS, st.integers(0, 3), st.integers(1, 9), st.data())
 def test_the_sum_is_exact_and_bounds_are_kept(
     weights: list[float], smallest: int, extra: int, data: st.DataObject
@@ -51,6 +52,7 @@ def test_the_sum_is_exact_and_bounds_are_kept(
         assert size == 0 if weight == 0.0 else smallest <= size <= largest
 
 
+@settings(deadline=None)
 @given(_WEIGHTS, st.integers(0, 60))
 def test_unbounded_sizes_are_within_one_of_their_quota(weights: list[float], total: int) -> None:
     assume(sum(weights) > 1e-6)
@@ -59,6 +61,7 @@ def test_unbounded_sizes_are_within_one_of_their_quota(weights: list[float], tot
     assert np.abs(sizes - quotas).max() < 1.0 + 1e-6
 
 
+@settings(deadline=None)
 @given(_WEIGHTS, st.integers(0, 60), st.integers(1, 9))
 def test_a_greater_weight_never_gets_less(weights: list[float], total: int, largest: int) -> None:
     active = sum(weight > 0.0 for weight in weights)
@@ -69,6 +72,7 @@ def test_a_greater_weight_never_gets_less(weights: list[float], total: int, larg
             assert size_a >= size_b
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(0, 60), st.floats(1e-3, 1e3))
 def test_equal_weights_and_equal_scores_are_uniform(
     num_blocks: int, total: int, weight: float
@@ -120,6 +124,7 @@ def test_budgets_are_never_exceeded_and_one_more_unit_would(
         assert budgets.exceeded(price_of(rule.sizes(int(sizes.sum()) + 1).tolist()))
 
 
+@settings(deadline=None)
 @given(_RULES, st.integers(1, 8), st.integers(1, 6), st.integers(0, 99), st.integers(1, 60))
 def test_more_budget_never_makes_a_smaller_layout_and_an_attainable_one_is_met(
     name: str, num_blocks: int, largest: int, seed: int, units: int

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.adalora.layer import RankAllocator
 
@@ -53,6 +53,7 @@ def test_triplets_add_the_entry_and_two_means() -> None:
     np.testing.assert_allclose(triplet_scores(a, b), [5.0, 5.0])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 9), st.integers(0, 9), st.data())
 def test_schedule_falls_from_start_to_end(
     end: int, extra: int, warmup: int, final: int, data: st.DataObject
@@ -68,6 +69,7 @@ def test_schedule_falls_from_start_to_end(
         assert abs(units[step] - (end + extra * rest**3)) < 1.0 + 1e-9
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.permutations(range(4)))
 def test_exactly_the_best_stay_whatever_the_order_of_maps(
     num_units: int, permutation: list[int]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -30,6 +30,7 @@ def test_rate_of_a_band_by_hand() -> None:
     assert snr_hz(1.0, 1e-10, 4.0) == pytest.approx(1e-10 / 1e-20, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(_SNR, st.floats(1.0, 1e9), st.floats(1.0001, 100.0))
 def test_rate_rises_and_its_slope_falls_towards_the_limit(
     snr: float, band: float, factor: float
@@ -40,6 +41,7 @@ def test_rate_rises_and_its_slope_falls_towards_the_limit(
     assert middle >= (low + high) / 2.0 * (1.0 - 1e-12)
 
 
+@settings(deadline=None)
 @given(_SNR, _SHARE)
 def test_band_of_a_rate_is_the_root_a_numerical_solver_finds(snr: float, share: float) -> None:
     rate = share * snr / math.log(2.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -76,6 +76,7 @@ def test_cheapest_sum_is_that_of_brute_force() -> None:
             assert chosen(costs, cheapest_assignment(costs)).sum() == best
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500))
 def test_more_devices_never_make_a_round_longer(seed: int) -> None:
     rng = np.random.default_rng(seed)
