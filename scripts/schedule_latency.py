@@ -7,8 +7,8 @@ block, and sends the block's update; the round ends with the slowest. Compared o
 * ``random, equal``: random assignment (of pairs that memory allows), every device an equal share;
 * ``matched, equal``: CRUNCH at equal shares;
 * ``random, equal finish``: random assignment, band shared for equal finish;
-* ``joint``: matching and sharing by alternation (JBBA);
-* ``optimum``: the shortest round of all (threshold and Hungarian method).
+* ``matched, equal finish``: CRUNCH at equal shares, then the band shared for equal finish;
+* ``joint``: matching and sharing by alternation (JBBA), the shortest round that there is.
 
 Parameters are ours: a third of the devices is drawn from each class in ``fl_app/resources``, the
 speed of each spreads by a factor up to ``--spread`` both ways, places and shadowing are drawn in a
@@ -38,7 +38,7 @@ from fl_app.resources.families import architecture_of, read_config
 from fl_app.resources.links import snr_hz
 from fl_app.resources.step import StepCost, StepModel
 from fl_app.resources.tuning import lora
-from fl_app.scheduling.joint import Cell, Schedule, jbba, jbba_exact, matched_equal_share
+from fl_app.scheduling.joint import Cell, Schedule, jbba, matched_equal_share
 from fl_app.scheduling.matching import random_assignment
 from fl_app.seeding import generator
 from fl_app.wireless.cell import Cell as Places
@@ -47,7 +47,7 @@ from scripts.plan import MODELS
 
 Floats = NDArray[np.float64]
 
-WAYS = ("random, equal", "matched, equal", "random, equal finish", "joint", "optimum")
+WAYS = ("random, equal", "matched, equal", "random, equal finish", "matched, equal finish", "joint")
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -107,8 +107,8 @@ def schedules(cell: Cell, rng: np.random.Generator) -> dict[str, Schedule]:
         "random, equal": cell.share(drawn, equal=True),
         "matched, equal": cell.share(matched, equal=True),
         "random, equal finish": cell.share(drawn),
-        "joint": jbba(cell, rng),
-        "optimum": jbba_exact(cell),
+        "matched, equal finish": cell.share(matched),
+        "joint": jbba(cell),
     }
 
 

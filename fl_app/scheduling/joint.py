@@ -1,10 +1,14 @@
-"""Blocks and band together.
+"""Blocks and band together (JBBA).
 
-``jbba`` alternates: match blocks to devices at the present rates, then share the band so that all
-finish together, and again. ``jbba_exact`` solves the same problem: a round of T seconds is possible
-exactly if some assignment needs no more than the band, and the one that needs least is a linear
-assignment problem, so a bisection over T ends at the optimum. The follow-up paper calls its problem
-NP-hard; ours gives a device at most one block, which makes it easy.
+Two steps alternate: among all assignments take the one that needs the least band to end as early as
+the present schedule does (a linear assignment problem); then share the band so that all finish
+together, which ends the round earlier if any band was left over. When no assignment leaves any, no
+assignment allows a shorter round, so the alternation ends at the optimum. Matching at the *rates*
+of the present shares instead mostly stands still: all finish together there, so a device that gets
+a deeper block ends later.
+
+The follow-up paper calls its problem NP-hard; ours gives a device at most one block, which makes it
+easy.
 """
 
 from dataclasses import dataclass
@@ -22,13 +26,12 @@ from fl_app.scheduling.matching import (
     check_costs,
     crunch,
     is_depth_ordered,
-    random_assignment,
 )
 
 Floats = NDArray[np.float64]
 
-_HALVINGS = 60
 _PATIENCE = 1e-9
+_SLACK = 1e-12
 
 
 @dataclass(frozen=True)
@@ -104,65 +107,22 @@ def matched_equal_share(cell: Cell) -> Assignment:
     return match(cell.latencies(cell.bandwidth / len(cell.bits)))
 
 
-def improve(cell: Cell, start: Assignment) -> Schedule:
-    """Alternates matching and sharing from one assignment until no round gets shorter.
-
-    A device without a block is rated at the mean share, so that it can come in.
-    """
-    best = cell.share(start)
-    while True:
-        shares = np.full(len(cell.snr_hz), cell.bandwidth / len(cell.bits))
-        shares[best.assignment] = best.split.bandwidths_hz
-        following = cell.share(match(cell.latencies(shares)))
-        if following.round_s >= best.round_s * (1.0 - _PATIENCE):
-            return best
-        best = following
-
-
-def jbba(cell: Cell, rng: np.random.Generator) -> Schedule:
-    """Returns the better of two alternations, from a matching at equal shares and from chance.
-
-    Its round is never longer than either start's with the band shared for equal finish.
+def jbba(cell: Cell, start: Assignment | None = None) -> Schedule:
+    """Returns the schedule with the shortest round of all, by alternation.
 
     Args:
         cell: what is to be scheduled.
-        rng: draws the second start.
+        start: an allowed assignment to start from; None for the matching at equal shares. It does
+            not change the length of the round that comes out.
 
     Raises:
         ScheduleError: no assignment is allowed.
     """
-    starts = [matched_equal_share(cell), random_assignment(cell.compute_s, rng)]
-    return min((improve(cell, start) for start in starts), key=lambda each: each.round_s)
-
-
-def jbba_exact(cell: Cell) -> Schedule:
-    """Returns the schedule with the shortest round of all.
-
-    Raises:
-        ScheduleError: no assignment is allowed.
-    """
-    best = cell.share(matched_equal_share(cell))
-    low, high = 0.0, best.round_s
+    best = cell.share(matched_equal_share(cell) if start is None else start)
     bits, snr_hz = cell.bits[None, :], cell.snr_hz[:, None]
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2.0
-        needed = needed_hz(bits, cell.compute_s, snr_hz, middle)
-        assignment = _cheapest_within(needed, cell.bandwidth)
-        if assignment is None:
-            low = middle
-        else:
-            high = middle
-            found = cell.share(assignment)
-            best = min(best, found, key=lambda each: each.round_s)
-            high = min(high, best.round_s)
-    return best
-
-
-def _cheapest_within(needed: Floats, bandwidth: float) -> Assignment | None:
-    """Returns the assignment that needs least band, or None if that is too much."""
-    try:
-        assignment = cheapest_assignment(np.where(needed <= bandwidth, needed, np.inf))
-    except ScheduleError:
-        return None
-    total = needed[assignment, np.arange(needed.shape[1])].sum()
-    return assignment if total <= bandwidth else None
+    while True:
+        needed = needed_hz(bits, cell.compute_s, snr_hz, best.round_s * (1.0 + _SLACK))
+        following = cell.share(cheapest_assignment(needed))
+        if following.round_s >= best.round_s * (1.0 - _PATIENCE):
+            return best
+        best = following

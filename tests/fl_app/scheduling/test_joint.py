@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.scheduling.errors import ScheduleError
-from fl_app.scheduling.joint import Cell, improve, jbba, jbba_exact, match, matched_equal_share
+from fl_app.scheduling.joint import Cell, jbba, match, matched_equal_share
 from fl_app.scheduling.matching import random_assignment
 
 
@@ -36,51 +36,43 @@ def brute_force(cell: Cell) -> float:
 
 
 @pytest.mark.parametrize("tight", [False, True])
-def test_exact_schedule_is_that_of_brute_force(tight: bool) -> None:
-    for seed in range(12):
+def test_joint_schedule_is_that_of_brute_force(tight: bool) -> None:
+    beyond_matching = 0
+    for seed in range(15):
         cell = random_cell(seed, 4 + seed % 2, 2 + seed % 3, tight=tight)
         best = brute_force(cell)
         if np.isinf(best):
             with pytest.raises(ScheduleError, match="no assignment gives every block"):
-                jbba_exact(cell)
+                jbba(cell)
             continue
-        assert jbba_exact(cell).round_s == pytest.approx(best, rel=1e-9)
-        assert jbba(cell, np.random.default_rng(seed)).round_s >= best * (1.0 - 1e-9)
+        assert jbba(cell).round_s == pytest.approx(best, rel=1e-9)
+        matched = cell.share(matched_equal_share(cell))
+        beyond_matching += matched.round_s > best * (1.0 + 1e-6)
+    assert beyond_matching >= 1  # else this would not tell the alternation from its start
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32), st.integers(2, 8), st.integers(0, 4))
-def test_joint_schedule_is_never_worse_than_either_start(
+def test_joint_schedule_is_never_worse_than_either_start_and_forgets_it(
     seed: int, num_blocks: int, idle: int
 ) -> None:
     cell = random_cell(seed, num_blocks + idle, num_blocks)
     matched = matched_equal_share(cell)
     drawn = random_assignment(cell.compute_s, np.random.default_rng(seed))
-    joint = jbba(cell, np.random.default_rng(seed))
-    exact = jbba_exact(cell)
+    joint = jbba(cell)
     for start in (matched, drawn):
         assert joint.round_s <= cell.share(start).round_s * (1.0 + 1e-9)
         assert joint.round_s <= cell.share(start, equal=True).round_s * (1.0 + 1e-9)
-        assert improve(cell, start).round_s <= cell.share(start).round_s
-    assert exact.round_s <= joint.round_s * (1.0 + 1e-9)
+        assert jbba(cell, start).round_s == pytest.approx(joint.round_s, rel=1e-7)
     assert joint.split.bandwidths_hz.sum() <= cell.bandwidth * (1.0 + 1e-9)
-
-
-def test_alternation_goes_beyond_the_matching_at_equal_shares() -> None:
-    """Rates at the shares that devices really get move blocks, in some cells at least."""
-    shorter = 0
-    for seed in range(30):
-        cell = random_cell(seed, 6, 4)
-        start = matched_equal_share(cell)
-        shorter += improve(cell, start).round_s < cell.share(start).round_s * (1.0 - 1e-6)
-    assert shorter >= 3
+    np.testing.assert_allclose(joint.split.finish_s, joint.round_s, rtol=1e-6)
 
 
 def test_one_device_less_never_makes_a_round_shorter() -> None:
     for seed in range(5):
         cell = random_cell(seed, 6, 3)
         rounds = [
-            jbba_exact(Cell(cell.compute_s[:n], cell.bits, cell.snr_hz[:n], 1e6)).round_s
+            jbba(Cell(cell.compute_s[:n], cell.bits, cell.snr_hz[:n], 1e6)).round_s
             for n in (6, 5, 4, 3)
         ]
         assert all(b >= a * (1.0 - 1e-9) for a, b in itertools.pairwise(rounds))
@@ -95,13 +87,9 @@ def test_depth_order_is_not_needed_but_used() -> None:
 
 def test_an_idle_device_comes_in_where_it_helps() -> None:
     """The start uses the two slowest of three devices."""
-    cell = Cell(
-        np.array([[1.0, 2.0], [5.0, 10.0], [6.0, 12.0]]),
-        np.full(2, 1e5),
-        np.full(3, 1e7),
-        1e6,
-    )
-    better = improve(cell, np.array([1, 2]))
+    compute_s = np.array([[1.0, 2.0], [5.0, 10.0], [6.0, 12.0]])
+    cell = Cell(compute_s, np.full(2, 1e5), np.full(3, 1e7), 1e6)
+    better = jbba(cell, np.array([1, 2]))
     assert better.round_s == pytest.approx(brute_force(cell))
     assert better.assignment.tolist() == [1, 0]
 
