@@ -1,7 +1,6 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
 import dataclasses
-import math
 from typing import Any
 
 from fl_app.errors import ConfigError
@@ -18,7 +17,6 @@ from fl_app.schema import (
     LoraConfig,
     RadioChannel,
     ServerRuleConfig,
-    SimulationFederation,
 )
 from fl_app.seed_pool import SeedPool
 from fl_app.settings import aggregation_of
@@ -50,11 +48,8 @@ from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
-from strategies.transport import MessageTransport, StreamTransport, Transport
+from strategies.transport import build_transport
 from strategies.uplink import IdealUplink, Uplink
-
-_IDLE_S = 600.0
-"""Seconds the server may compute between two exchanges."""
 
 
 def build_uplink(channel: ChannelConfig, seed: int) -> Uplink:
@@ -228,7 +223,7 @@ def build_strategy(
                 ),
                 pool=SeedPool(strategy.scalar.num_seeds, config.seed),
                 cache=FeatureCache(strategy.scalar.max_cached_mb),
-                transport=build_transport(config, strategy, roster),
+                transport=build_transport(config, strategy, roster, num_per_round(config, roster)),
                 **common,
             )
         case GradientDownloadStrategy() as strategy, FeatureServer():
@@ -246,36 +241,8 @@ def build_strategy(
                         config.finetune.epochs, config.finetune.max_steps or config.finetune.epochs
                     ),
                 ),
-                transport=build_transport(config, strategy, roster),
+                transport=build_transport(config, strategy, roster, num_per_round(config, roster)),
                 **common,
             )
         case _:
             raise ConfigError(f"strategy {type(config.strategy).__name__} has no server side")
-
-
-def build_transport(
-    config: Config, strategy: GradientDownloadStrategy, roster: Roster
-) -> Transport:
-    """Turns the choice of a transport into what opens a round's exchanges.
-
-    Raises:
-        ConfigError: streams, and a node that plays several devices.
-    """
-    match strategy.transport, config.federation:
-        case ("messages", _) | ("auto", SimulationFederation()):
-            return MessageTransport(roster)
-    if len(set(roster.node_of.values())) < len(roster.devices):
-        raise ConfigError(
-            f"strategy.transport=stream: {len(roster.devices)} devices are played by "
-            f"{len(set(roster.node_of.values()))} nodes, and a node serves one stream at a time; "
-            "set strategy.transport=messages, or start a node for each device"
-        )
-    # While the server waits for others, a device hears nothing: one exchange a pass, and two more.
-    passes = math.ceil(num_per_round(config, roster) / strategy.max_in_flight)
-    return StreamTransport(
-        roster,
-        host=strategy.stream.host,
-        port=strategy.stream.port,
-        advertised_host=strategy.stream.advertised_host,
-        idle_s=_IDLE_S + (passes + 2) * strategy.exchange_timeout_s,
-    )

@@ -6,7 +6,8 @@ sent to it again, and nobody waits for it twice.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -163,8 +164,9 @@ class MessageExchange(RoundExchange):
     """One Flower message per device and exchange: works on every grid.
 
     An exchange costs about 0.1 s in simulation and 6 s or more on real nodes, where every message
-    starts a process; ``StreamExchange`` is for those. An in-process grid delivers while it is
-    handed the messages, so there the devices' own time is not bounded by the deadline.
+    starts a process; ``StreamExchange`` is for those. A node that plays several devices is asked
+    for one after the other, each within its share of the time. An in-process grid delivers while it
+    is handed the messages, so there the devices' own time is not bounded by the deadline.
 
     Args:
         grid: Flower's.
@@ -196,6 +198,31 @@ class MessageExchange(RoundExchange):
         self._unanswered.clear()
 
     def _ask(self, outgoing: dict[int, bytes], deadline: float) -> dict[int, bytes | Lost]:
+        answers: dict[int, bytes | Lost] = {}
+        waves = self._waves(outgoing)
+        for i, wave in enumerate(waves):
+            now = time.monotonic()
+            share = max(deadline - now, 0.0) / (len(waves) - i)
+            answers |= self._ask_wave({device: outgoing[device] for device in wave}, now + share)
+        return answers
+
+    def _waves(self, devices: Iterable[int]) -> list[list[int]]:
+        """Returns the devices so that no node plays two of one wave.
+
+        A simulated node hands each message a copy of its state and keeps what the last one made of
+        it, so of two messages at once one would be forgotten.
+        """
+        waves: list[list[int]] = []
+        busy: Counter[int] = Counter()
+        for device in devices:
+            node = self._roster.node_of[device]
+            if busy[node] == len(waves):
+                waves.append([])
+            waves[busy[node]].append(device)
+            busy[node] += 1
+        return waves
+
+    def _ask_wave(self, outgoing: dict[int, bytes], deadline: float) -> dict[int, bytes | Lost]:
         orders = {
             device: StepOrder(self._round, device, self._step(device), blob)
             for device, blob in outgoing.items()

@@ -1,15 +1,21 @@
 """How a round's exchanges are opened, over Flower's messages or over streams."""
 
+import math
 from typing import Protocol
 
 from flwr.serverapp import Grid
 
+from fl_app.errors import ConfigError
 from fl_app.features_wire import MAX_BYTES
+from fl_app.schema import Config, GradientDownloadStrategy, SimulationFederation
 from fl_app.step_wire import ACTION_STEP
 from strategies.exchange import Exchange, MessageExchange
 from strategies.roster import Roster
 from strategies.stream_exchange import StreamExchange
 from strategies.stream_listener import StreamListener
+
+_IDLE_S = 600.0
+"""Seconds the server may compute between two exchanges."""
 
 
 class Transport(Protocol):
@@ -76,3 +82,37 @@ class StreamTransport:
     def close(self) -> None:
         """Stops listening."""
         self._listener.close()
+
+
+def build_transport(
+    config: Config, strategy: GradientDownloadStrategy, roster: Roster, num_devices: int
+) -> Transport:
+    """Turns the choice of a transport into what opens a round's exchanges.
+
+    Args:
+        config: the run's configuration.
+        strategy: its strategy.
+        roster: which node plays which device.
+        num_devices: devices of a round, >= 1.
+
+    Raises:
+        ConfigError: streams, and a node that plays several devices.
+    """
+    match strategy.transport, config.federation:
+        case ("messages", _) | ("auto", SimulationFederation()):
+            return MessageTransport(roster)
+    if len(set(roster.node_of.values())) < len(roster.devices):
+        raise ConfigError(
+            f"strategy.transport=stream: {len(roster.devices)} devices are played by "
+            f"{len(set(roster.node_of.values()))} nodes, and a node serves one stream at a time; "
+            "set strategy.transport=messages, or start a node for each device"
+        )
+    # While the server waits for others, a device hears nothing: one exchange a pass, and two more.
+    passes = math.ceil(num_devices / strategy.max_in_flight)
+    return StreamTransport(
+        roster,
+        host=strategy.stream.host,
+        port=strategy.stream.port,
+        advertised_host=strategy.stream.advertised_host,
+        idle_s=_IDLE_S + (passes + 2) * strategy.exchange_timeout_s,
+    )

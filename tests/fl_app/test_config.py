@@ -128,7 +128,7 @@ def test_every_experiment_says_what_it_needs(name: str) -> None:
 def test_the_default_is_the_main_job() -> None:
     config = load_config()
     assert isinstance(config.model, schema.MinilmModel)
-    assert isinstance(config.data, schema.DocstringsData)
+    assert isinstance(config.data, schema.EmbeddedData)
     assert config.federation.num_devices >= 10
     assert config.seed == 0
 

@@ -253,7 +253,7 @@ def test_a_cut_with_nothing_tuned_in_front_is_warned_of_once(
                     )
                 )
             )
-        assert bench.split.outer == (3, 4)
+        assert bench.piece.split.outer == (3, 4)
         assert caplog.text.count(f"connection.block={block}") == warned
     assert "no gradient" not in caplog.text
 
