@@ -18,7 +18,7 @@ from fl_app.finetune import local_batches
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone, load_backbone, require_length
 from fl_app.fomo.compress import Compression
-from fl_app.fomo.connection_insert import Insertion
+from fl_app.fomo.connection_insert import Insertion, gradients_return
 from fl_app.fomo.distil import Distillation, distil
 from fl_app.fomo.emulator import Split, build_emulator
 from fl_app.fomo.minilm import minilm_path
@@ -143,6 +143,7 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
     blocks = tuple(range(split.total))
     full = adapter_for(config, backbone.model, blocks=blocks, split=split, carried=carried)
     emulated = adapter_for(config, emulator, blocks=split.blocks, split=split)
+    _warn_of_one_way(config, full, blocks)
     facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
     return Bench(
         config=config,
@@ -158,6 +159,17 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         full_link=connect(config, full, blocks),
         emulated_link=connect(config, emulated, split.blocks),
     )
+
+
+def _warn_of_one_way(config: Config, full: Adapter, blocks: tuple[int, ...]) -> None:
+    """Says so where no gradient will cross the neural connection."""
+    block = config.connection.block
+    if block is not None and not gradients_return(full.bare_model, block=block, blocks=blocks):
+        log.warning(
+            "connection.block=%d: nothing in front of it is tuned, so no gradient returns over the "
+            "air; strategy.emulator.left and right say which blocks are tuned",
+            block,
+        )
 
 
 def _require_dealing(config: Config, material: Material) -> None:

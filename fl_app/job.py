@@ -78,6 +78,7 @@ def federate(
         if measure_rounds:
             measured[server_round] = {
                 "plug_in": measure_plug_in(bench, outcome.adapter, bench.round_test),
+                **({} if bench.full_link is None else bench.full_link.figures()),
                 "emulator": measure_emulator(bench, outcome.adapter, bench.round_test),
             }
         _progress(config, server_round, strategy.rounds, measured.get(server_round, {}))

@@ -35,6 +35,15 @@ class _Entry(NamedTuple):
     what: str
 
 
+class _Crossing(NamedTuple):
+    """What one device's neural connection cost in one round."""
+
+    uses: int
+    seconds: float
+    joules: float
+    server_joules: float
+
+
 class Ledger:
     """Byte and time account of one run.
 
@@ -48,7 +57,7 @@ class Ledger:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._channel_uses: Counter[int] = Counter()
         self._radio_seconds: dict[int, float] = {}
-        self._connection_uses: Counter[int] = Counter()
+        self._crossings: defaultdict[int, list[_Crossing]] = defaultdict(list)
         self._joules: dict[tuple[int, int], float] = {}
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
@@ -109,14 +118,29 @@ class Ledger:
         self._radio_seconds[number] = self._radio_seconds.get(number, 0.0) + spent
         self._channel_uses[number] += uses
 
-    def book_connection(self, *, round: int, uses: int) -> None:
-        """Books channel uses of a neural connection, both directions together; adds up.
+    def book_connection(
+        self, *, round: int, uses: int, seconds: float, joules: float, server_joules: float
+    ) -> None:
+        """Books what one device's neural connection cost, both directions together; adds up.
+
+        Args:
+            round: server round, >= 0.
+            uses: complex symbols in time, >= 0.
+            seconds: time on air, finite and >= 0.
+            joules: transmit energy of the device, finite and >= 0.
+            server_joules: transmit energy of the server, which sends gradients back.
 
         Raises:
             RunError: a value is not allowed; nothing is booked then.
         """
-        number, count = _count("round", round), _count("uses", uses)
-        self._connection_uses[number] += count
+        number = _count("round", round)
+        crossing = _Crossing(
+            _count("uses", uses),
+            _amount("seconds", seconds),
+            _amount("joules", joules),
+            _amount("server_joules", server_joules),
+        )
+        self._crossings[number].append(crossing)
 
     def book_joules(self, *, round: int, device: int, joules: float) -> None:
         """Books a device's transmit energy in one round; adds up.
@@ -131,12 +155,25 @@ class Ledger:
         """Returns the radio's totals of one round, or of all."""
         rounds = set(self._channel_uses) if round is None else {round}
         joules = [spent for (number, _), spent in sorted(self._joules.items()) if number in rounds]
-        every = set(self._connection_uses) if round is None else {round}
         return {
             "channel_uses": sum(self._channel_uses[number] for number in rounds),
-            "connection_uses": sum(self._connection_uses[number] for number in every),
             "radio_seconds": math.fsum(self._radio_seconds.get(number, 0.0) for number in rounds),
             "radio_joules": math.fsum(joules),
+        }
+
+    def _connection(self, round: int | None = None) -> dict[str, float]:
+        """Returns the neural connections' totals of one round, or of all."""
+        crossings = [
+            crossing
+            for number, booked in self._crossings.items()
+            if round is None or round == number
+            for crossing in booked
+        ]
+        return {
+            "connection_uses": sum(c.uses for c in crossings),
+            "connection_seconds": math.fsum(c.seconds for c in crossings),
+            "connection_joules": math.fsum(c.joules for c in crossings),
+            "connection_server_joules": math.fsum(c.server_joules for c in crossings),
         }
 
     def total_bytes(
@@ -169,9 +206,10 @@ class Ledger:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
             and ``adapter_downlink_bytes``; ``control_bytes`` of both links; ``channel_uses``,
             ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
-            ``connection_uses`` of a neural connection, 0 without one; and
-            ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
-            ``emulator_bytes`` and the radio's figures for every round with a booking, ascending.
+            ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
+            ``connection_server_joules`` of neural connections, 0 without one; and ``per_round``,
+            one row with ``round``, ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the
+            figures of radio and connections for every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),
@@ -180,6 +218,7 @@ class Ledger:
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
             "control_bytes": self.total_bytes(what="control"),
             **self._radio(),
+            **self._connection(),
             "per_round": [
                 {
                     "round": number,
@@ -187,8 +226,11 @@ class Ledger:
                     "downlink_bytes": self.total_bytes(round=number, link="downlink"),
                     "emulator_bytes": self.total_bytes(round=number, what="emulator"),
                     **self._radio(number),
+                    **self._connection(number),
                 }
-                for number in sorted({entry.round for entry in self._bytes} | {*self._channel_uses})
+                for number in sorted(
+                    {entry.round for entry in self._bytes} | {*self._channel_uses, *self._crossings}
+                )
             ],
         }
 

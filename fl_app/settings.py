@@ -154,17 +154,11 @@ def connect(config: Config, adapter: Adapter, blocks: Sequence[int]) -> Insertio
         blocks: indices, in the full model, of its model's blocks in order.
 
     Raises:
-        ConfigError: a learned link, which a federation cannot average.
         ModelError: the block is not in the model, or holds no LoRA for ``carries=lora_a``.
     """
     wanted = config.connection
     if wanted.block is None:
         return None
-    if wanted.learned:
-        raise ConfigError(
-            "connection.learned=True tunes precoder and combiner to one device's channel, and a "
-            "mean over devices fits none; in a federation use connection.learned=false"
-        )
     place: dict[str, Any] = {"block": wanted.block, "blocks": blocks, "seed": config.seed}
     insert = insert_connection if wanted.carries == "features" else insert_down_projections
     return insert(adapter.bare_model, spec=link_spec(wanted), **place)

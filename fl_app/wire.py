@@ -7,7 +7,7 @@ instead of one per tensor, and the bytes booked are the bytes sent.
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
 PARTITION, HELD = "partition", "held"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
 CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
-"""What a device counted at its neural connection; forward is from device to server."""
+"""Counted at a device's neural connection; forward is from device to server."""
 
 ACTION_HELLO = "query.hello"
 ACTION_TRAIN = "train.emulator"
@@ -70,7 +70,6 @@ class Reply:
     num_examples: int
     loss: float
     seconds: float
-    crossed: Mapping[str, int] = field(default_factory=dict)
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
@@ -278,10 +277,23 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         raise WireError("not-finite", f"{LOSS}={loss}")
     if not 0 <= seconds < math.inf:
         raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
-    crossed = {name: _field(metrics, name, int) for name in CROSSED if name in metrics}
-    if min(crossed.values(), default=0) < 0:
-        raise WireError("bad-count", f"{crossed} must all be >= 0")
-    return Reply(order.device, update, num_examples, loss, seconds, crossed)
+    counts_of(content)
+    return Reply(order.device, update, num_examples, loss, seconds)
+
+
+def counts_of(content: RecordDict) -> dict[str, int]:
+    """Returns what crossed a device's neural connection; nothing where there was none.
+
+    Raises:
+        WireError: a count is missing or negative.
+    """
+    metrics = content.metric_records.get(METRICS, MetricRecord())
+    if not any(name in metrics for name in CROSSED):
+        return {}
+    counts = {name: _field(metrics, name, int) for name in CROSSED}
+    if min(counts.values()) < 0:
+        raise WireError("bad-count", f"{counts} must all be >= 0")
+    return counts
 
 
 def _field(record: Mapping[str, Any], key: str, kind: type) -> Any:

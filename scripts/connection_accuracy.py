@@ -5,6 +5,14 @@ MIMO, forward and backward, for every tx-SNR, with and without rotation, and see
 drawn every few steps. Accuracy is measured through the connection too. Writes ``connection.json``
 and ``connection.png``. SST-2 must lie in DEFT_ASSETS/sst2 (or ``--assets DIR``); without it nothing
 is done, and the reason is printed.
+
+Rotation can only help where a device's peaks are clipped: without a limit it moves noise from one
+feature to another and leaves its energy as it is. So antennas are limited to ``--peak-db`` over
+their mean, and one scale serves all channel uses of a pass, which lets outlier features be loud.
+Of 3 and 6 dB the default is the limit under which rotation has more to give: of what enters block 3
+of MiniLM (1535 tokens of training rows, mean over 20 channels, no noise) clipping makes an NMSE of
+-9.2 dB as it is and -13.2 dB rotated at 3 dB, -11.8 dB and -19.9 dB at 6 dB. ``--peak-db 6,none``
+draws the curves without a limit as well.
 """
 
 import argparse
@@ -43,11 +51,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One tuning run: its overrides, its seed, and its connection (tx_snr_db None: no channel)."""
+    """One tuning run: its overrides, its seed, and its connection (tx_snr_db None: no channel).
+
+    ``peak_db`` None is no limit.
+    """
 
     overrides: str
     seed: int
     tx_snr_db: float | None
+    peak_db: float | None
     rotation: bool
     rounds: int
     steps: int
@@ -68,8 +80,8 @@ def run_cell(cell: Cell) -> Row:
     """Tunes and measures once; the connection is removed again afterwards.
 
     Returns:
-        Accuracy on the test rows, last loss, channel uses and side information of the tuning, and
-        seconds.
+        Accuracy on the test rows, last loss, channel uses and side information of the tuning, the
+        connection's NMSE and clipping on the test rows, and seconds.
     """
     started = time.monotonic()
     bench, encoded, start = _prepared(cell.overrides)
@@ -78,7 +90,12 @@ def run_cell(cell: Cell) -> Row:
     parameters = bench.full.parameters
     link = None
     if cell.tx_snr_db is not None and config.connection.block is not None:
-        wanted = replace(config.connection, tx_snr_db=cell.tx_snr_db, rotation=cell.rotation)
+        wanted = replace(
+            config.connection,
+            tx_snr_db=cell.tx_snr_db,
+            peak_db=cell.peak_db,
+            rotation=cell.rotation,
+        )
         link = insert_connection(
             bench.full.bare_model,
             block=config.connection.block,
@@ -105,17 +122,20 @@ def run_cell(cell: Cell) -> Row:
         if link is not None:
             link.measure()
         accuracy = evaluate(bench.full.model, bench.task, bench.test)
+        figures = {} if link is None else link.figures()
     finally:
         if link is not None:
             link.remove()
     return {
         "tx_snr_db": _json_db(cell.tx_snr_db),
+        "peak_db": cell.peak_db,
         "rotation": cell.rotation,
         "seed": cell.seed,
         "accuracy": accuracy,
         "loss": loss,
         "steps": steps,
         **book,
+        **figures,
         "seconds": time.monotonic() - started,
     }
 
@@ -126,19 +146,19 @@ def _json_db(value_db: float | None) -> float | str | None:
 
 
 def summarise(rows: list[Row]) -> list[Row]:
-    """Returns mean and sample standard deviation over seeds for every tx-SNR and rotation."""
-    groups: dict[tuple[Any, bool], list[float]] = {}
+    """Returns mean and sample standard deviation over seeds for every kind of connection."""
+    kind = ("tx_snr_db", "peak_db", "rotation")
+    groups: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
-        groups.setdefault((row["tx_snr_db"], row["rotation"]), []).append(row["accuracy"])
+        groups.setdefault(tuple(row[key] for key in kind), []).append(row["accuracy"])
     return [
         {
-            "tx_snr_db": tx_snr_db,
-            "rotation": rotation,
+            **dict(zip(kind, group, strict=True)),
             "accuracy": statistics.fmean(values),
             "std": statistics.stdev(values) if len(values) > 1 else None,
             "seeds": len(values),
         }
-        for (tx_snr_db, rotation), values in groups.items()
+        for group, values in groups.items()
     ]
 
 
@@ -159,16 +179,18 @@ def cells_of(chosen: argparse.Namespace) -> list[Cell]:
             f"data.limit_test={chosen.test_rows}",
             f"seed={seed}",
             f"connection.block={chosen.block}",
+            "connection.power_per_use=false",
             *chosen.overrides,
         ]
         if chosen.learned:  # without CSI a link can only follow a channel that stays
-            words += ["connection.correlation=1", "connection.learned=true"]
+            words += ["connection.correlation=1"]
         shared = {"overrides": shlex.join(words), "seed": seed, "rounds": chosen.rounds}
         shared |= {"steps": chosen.steps, "learned": chosen.learned}
-        cells.append(Cell(tx_snr_db=None, rotation=False, **shared))
+        cells.append(Cell(tx_snr_db=None, peak_db=None, rotation=False, **shared))
         cells += [
-            Cell(tx_snr_db=tx_snr_db, rotation=rotation, **shared)
+            Cell(tx_snr_db=tx_snr_db, peak_db=peak_db, rotation=rotation, **shared)
             for tx_snr_db in chosen.tx_snr_db
+            for peak_db in ([None] if chosen.learned else chosen.peak_db)  # these have no limit
             for rotation in chosen.rotation
         ]
     return cells
@@ -176,8 +198,9 @@ def cells_of(chosen: argparse.Namespace) -> list[Cell]:
 
 def save(chosen: argparse.Namespace, cells: list[Cell], rows: list[Row]) -> None:
     """Sorts the rows as the cells are and writes ``connection.json``."""
-    order = {(_json_db(c.tx_snr_db), c.rotation, c.seed): i for i, c in enumerate(cells)}
-    rows.sort(key=lambda row: order[row["tx_snr_db"], row["rotation"], row["seed"]])
+    order = {(_json_db(c.tx_snr_db), c.peak_db, c.rotation, c.seed): i for i, c in enumerate(cells)}
+    keys = ("tx_snr_db", "peak_db", "rotation", "seed")
+    rows.sort(key=lambda row: order[tuple(row[key] for key in keys)])
     content = {
         "overrides": [cell.overrides for cell in cells if cell.tx_snr_db is None],
         "rounds": chosen.rounds,
@@ -192,13 +215,16 @@ def save(chosen: argparse.Namespace, cells: list[Cell], rows: list[Row]) -> None
     (chosen.output / "connection.json").write_text(text, encoding="utf-8")
 
 
-def main(words: list[str] | None = None) -> int:
-    """Parses the command line, runs the grid, writes figures and picture, prints a table."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--assets", default=os.environ.get("DEFT_ASSETS", ""), metavar="DIR")
     parser.add_argument("--block", type=int, default=3, help="the first block behind the cut")
     parser.add_argument(
         "--tx-snr-db", type=_numbers, default=_numbers("0,5,10,15,20"), metavar="DB,DB"
+    )
+    parser.add_argument(
+        "--peak-db", type=_limits, default=[6.0], metavar="DB,none", help="none: no limit"
     )
     parser.add_argument("--rotation", type=_switches, default=_switches("off,on"))
     parser.add_argument("--seeds", type=_integers, default=_integers("0,1,2"))
@@ -208,8 +234,13 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--learned", action="store_true", help="learned link, static channel")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--output", type=Path, default=Path("outputs/connection"))
-    parser.add_argument("overrides", nargs="*", help="more overrides, e.g. connection.peak_db=6")
-    chosen = parser.parse_intermixed_args(words)
+    parser.add_argument("overrides", nargs="*", help="more, e.g. connection.csi_error=0.1")
+    return parser.parse_intermixed_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the grid, writes figures and picture, prints a table."""
+    chosen = parse(words)
     console = Console(stderr=True)
     if not chosen.assets or not (Path(chosen.assets) / "sst2").is_dir():
         console.print(
@@ -243,6 +274,10 @@ def main(words: list[str] | None = None) -> int:
 
 def _numbers(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
+
+
+def _limits(text: str) -> list[float | None]:
+    return [None if word == "none" else float(word) for word in text.split(",")]
 
 
 def _integers(text: str) -> list[int]:

@@ -20,6 +20,7 @@ from fl_app.errors import RunError, WireError
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.crossings import Crossings
 from strategies.judge import by_device, judge
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
@@ -39,6 +40,7 @@ class FederatedDeft(Strategy):
         space: in which space LoRA is combined.
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
+        crossings: books what devices' neural connections cost.
         layout_hash: of the server's adapter.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
@@ -54,6 +56,7 @@ class FederatedDeft(Strategy):
         space: LoraSpace,
         rule: ServerRule,
         ledger: Ledger,
+        crossings: Crossings,
         layout_hash: str,
         aggregation: str,
         devices_per_round: int,
@@ -61,8 +64,8 @@ class FederatedDeft(Strategy):
         seed: int,
     ) -> None:
         self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
-        self._ledger, self._layout_hash, self._seed = ledger, layout_hash, seed
-        self._aggregation = aggregation
+        self._ledger, self._crossings, self._seed = ledger, crossings, seed
+        self._aggregation, self._layout_hash = aggregation, layout_hash
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._tuned: Update = {}
@@ -269,6 +272,7 @@ class FederatedDeft(Strategy):
         if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
             for message in messages:
                 self._book("uplink", order, "update", wire.uplink_bytes(message))
+        self._crossings.book(order, messages)
         try:
             reply = judge(messages, order=order, layout_hash=self._layout_hash, like=self._tuned)
             self._require_finite(reply)
@@ -280,11 +284,6 @@ class FederatedDeft(Strategy):
         self._ledger.book_seconds(
             round=order.round, device=device, phase="local", seconds=reply.seconds
         )
-        if crossed := reply.crossed:
-            uses = crossed["forward_uses"] + crossed["backward_uses"]
-            self._ledger.book_connection(round=order.round, uses=uses)
-            self._book("uplink", order, "control", crossed["forward_bytes"])
-            self._book("downlink", order, "control", crossed["backward_bytes"])
         return [reply]
 
     def _require_finite(self, reply: wire.Reply) -> None:

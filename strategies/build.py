@@ -11,6 +11,7 @@ from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
     Config,
+    ConnectionConfig,
     DigitalChannel,
     EmulatorDownloadStrategy,
     IdealChannel,
@@ -34,6 +35,7 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
@@ -190,6 +192,17 @@ def require_fit(config: Config) -> None:
             )
 
 
+def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
+    """Returns what books the neural connections of a run."""
+    back_dbm = connection.gradient_tx_power_dbm
+    return Crossings(
+        ledger=ledger,
+        bandwidth_hz=connection.bandwidth_hz,
+        tx_power=dbm_to_watt(connection.tx_power_dbm),
+        gradient_tx_power=dbm_to_watt(connection.tx_power_dbm if back_dbm is None else back_dbm),
+    )
+
+
 def build_strategy(
     config: Config, *, roster: Roster, ledger: Ledger, layout_hash: str, emulator: bytes
 ) -> FederatedDeft:
@@ -206,6 +219,7 @@ def build_strategy(
                 space=space,
                 rule=build_rule(config.strategy.server_rule),
                 ledger=ledger,
+                crossings=_crossings(config.connection, ledger),
                 layout_hash=layout_hash,
                 aggregation=aggregation_of(config.peft),
                 devices_per_round=_per_round(config, roster),

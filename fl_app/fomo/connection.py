@@ -3,6 +3,7 @@
 After Yang et al. 2023 (arXiv:2210.04742). Device and server tune parameters on both sides of the
 connection; what crosses it is analog and noisy, forward and backward. ``connection_link`` holds the
 design, ``connection_insert`` puts a connection into a model. All tokens of a pass are one *block*.
+The reference, in NumPy and antenna by antenna, is ``fl_app.wireless.mimo``.
 """
 
 from typing import Any
@@ -135,6 +136,17 @@ class Connection(AirModule):
         exact = self._exact(vectors, back=back)
         if len(vectors) == 0:
             return exact
+        received = self._transmit(vectors, exact, link, back=back)
+        if self.is_measuring and not back:
+            self.measured.num_reals += exact.numel()
+            self.measured.energy += _energy(exact)
+            self.measured.error += _energy(received - exact)
+        return received
+
+    def _transmit(
+        self, vectors: torch.Tensor, exact: torch.Tensor, link: StreamLink, *, back: bool
+    ) -> torch.Tensor:
+        """Returns what is received where ``exact`` is wanted."""
         centre = vectors.new_zeros(()) if back else vectors.mean()
         unit = vectors - centre
         scale = unit.square().mean().sqrt()
@@ -150,10 +162,15 @@ class Connection(AirModule):
             unit = unit @ self._rotation.to(unit)
         streams = link.to_streams(unit, back=back)
         power = streams.square().sum(-1).mean(0)
-        self._book(len(vectors), int((power > 0.0).sum()), back=back)
+        speaks = power > 0.0
+        num_uses = int(speaks.sum())
+        self._book(len(vectors), num_uses, back=back)
         if not self.spec.power_per_use:
-            power = power.mean().expand_as(power)
-        heard = self._hear(streams, power, link, back=back)
+            power = speaks * (power.sum() / max(num_uses, 1))
+        heard, lost = self._hear(streams, power, link, back=back)
+        if lost is not None:
+            clipped_off = scale * link.from_streams(lost, exact.shape[1], back=back)
+            self.measured.clipping += _energy(clipped_off)  # rotation back keeps the energy
         noise = self._noise(streams, power, back=back)
         if heard is None:  # exactly W: no need to compute it in pieces
             base, received = exact, noise
@@ -176,18 +193,27 @@ class Connection(AirModule):
 
     def _hear(
         self, streams: torch.Tensor, power: torch.Tensor, link: StreamLink, *, back: bool
-    ) -> torch.Tensor | None:
-        """Returns [num_vectors, U, n] received streams without noise; None: nothing is lost."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Returns [num_vectors, U, n] received streams without noise, and what clipping took.
+
+        The first is None where nothing is lost, the second where nobody measures a peak limit.
+        """
         if self.spec.peak_db is not None and not back:
             limit = (power * (db_to_linear(self.spec.peak_db) / self.spec.num_tx)).sqrt()
             antennas = streams.to(torch.complex64) @ link.launch.to(streams.device)
             loudness = antennas.abs()
-            antennas = antennas * (limit[:, None] / loudness.clamp_min(1e-30)).clamp_max(1.0)
-            return (antennas @ link.capture.to(streams.device)).real.to(streams.dtype)
+            clipped = antennas * (limit[:, None] / loudness.clamp_min(1e-30)).clamp_max(1.0)
+            capture = link.capture.to(streams.device)
+            heard = (clipped @ capture).real.to(streams.dtype)
+            if not self.is_measuring:
+                return heard, None
+            self.measured.num_symbols += loudness.numel()
+            self.measured.num_clipped += int((loudness > limit[:, None]).sum())
+            return heard, ((antennas - clipped) @ capture).real.to(streams.dtype)
         if link.is_exact:
-            return None
+            return None, None
         through = link.through.to(streams)
-        return streams @ (through.T if back else through)
+        return streams @ (through.T if back else through), None
 
     def _noise(
         self, streams: torch.Tensor, power: torch.Tensor, *, back: bool
@@ -215,6 +241,10 @@ class Connection(AirModule):
         else:
             self.book.forward_uses += num_vectors * num_uses
             self.book.forward_bytes += _REAL_BYTES * reals
+
+
+def _energy(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
 
 
 def _matrix(weight: torch.Tensor) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from torch import nn
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, stack_paths
 from fl_app.fomo.connection import Connection
-from fl_app.fomo.connection_air import AirModule, ConnectionBook
+from fl_app.fomo.connection_air import AirModule, ConnectionBook, MeasuredErrors
 from fl_app.fomo.connection_learned import LearnedLink
 from fl_app.fomo.connection_link import LinkSpec
 
@@ -39,9 +39,14 @@ class Insertion:
             connection.redraw(round, device=device)
 
     def measure(self) -> None:
-        """From here on every pass has its own channel; see ``AirModule.measure``."""
+        """From here on every pass is drawn to measure; see ``measure`` of the connection's kind."""
         for connection in self.connections.values():
             connection.measure()
+
+    def figures(self) -> dict[str, float]:
+        """Returns the errors measured since ``measure``, all connections together."""
+        accounts = (connection.measured for connection in self.connections.values())
+        return sum(accounts, MeasuredErrors()).figures()
 
     @property
     def book(self) -> ConnectionBook:
@@ -174,6 +179,30 @@ def insert_down_projections(
             module.register_forward_pre_hook(_remember(module, stack, masks), with_kwargs=True)
         )
     return Insertion(connections, handles)
+
+
+def gradients_return(model: Any, *, block: int, blocks: Sequence[int] | None = None) -> bool:
+    """Tells whether anything in front of a cut is tuned, so that gradients cross it too.
+
+    Args:
+        model: as for ``insert_connection``, with its adapter; what is tuned requires gradients.
+        block: the first block behind the cut, by its index in the full model.
+        blocks: indices, in the full model, of the model's blocks in order; None if it is full.
+
+    Raises:
+        ModelError: the model does not have that block.
+    """
+    stacks = stack_paths(model)
+    place = _place_of(model, block, blocks)
+    for name, parameter in model.named_parameters():
+        found = block_of(name, stacks)
+        if found is None or not parameter.requires_grad:
+            continue
+        is_last = found[0] == stacks[-1]
+        # whatever a decoder's blocks in front of the cut read of a tuned encoder counts
+        if place > 0 and (found[1] < place or not is_last):
+            return True
+    return False
 
 
 def padding_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:

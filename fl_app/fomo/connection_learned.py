@@ -2,9 +2,10 @@
 
 The channel H enters the forward simulation alone (implicit CSI; Yang et al. 2023,
 arXiv:2210.04742): the device sends P_u x scaled to its power, the server normalises what
-C_u^H (H P_u x + noise) makes of it layer-wise, and gradients return over the reciprocal channel. It
-follows a channel that is static or changes slowly; the server's own gradient of C_u uses what it
-received, the device's of P_u the noisy gradient that came back.
+C_u^H (H P_u x + noise) makes of it layer-wise, and gradients return over the reciprocal channel.
+The server's own gradient of C_u uses what it received, the device's of P_u the noisy gradient that
+came back. A learned link follows a channel that is static or changes slowly, and is worthless on
+any other; it is therefore measured, with fresh noise, on the last channel it was tuned on.
 """
 
 import math
@@ -25,7 +26,8 @@ class LearnedLink(AirModule):
 
     Args:
         width: features of a vector, >= 1.
-        spec: the link; ``csi_error``, ``power_per_use`` and ``peak_db`` mean nothing here.
+        spec: the link; there are no channel estimates to be wrong (``csi_error``) and no limit on
+            peaks (``peak_db``).
         seed: seeds the starting values too.
         name: tells links of one model apart.
         num_outputs: entries of an output, >= 1; None for ``width``.
@@ -33,7 +35,7 @@ class LearnedLink(AirModule):
             ceil(min(width, num_outputs) / min(num_tx, num_rx)).
 
     Raises:
-        ModelError: ``num_uses`` is out of range.
+        ModelError: ``num_uses`` is out of range, or the link has what a learned one cannot.
     """
 
     def __init__(
@@ -46,6 +48,11 @@ class LearnedLink(AirModule):
         num_outputs: int | None = None,
         num_uses: int | None = None,
     ) -> None:
+        if spec.csi_error != 0.0 or spec.peak_db is not None:
+            raise ModelError(
+                f"csi_error={spec.csi_error} and peak_db={spec.peak_db} mean nothing for a learned "
+                "link; leave them at 0 and None"
+            )
         super().__init__(spec=spec, seed=seed, name=name)
         outputs = width if num_outputs is None else num_outputs
         needed = -(-min(width, outputs) // min(spec.num_tx, spec.num_rx))
@@ -64,6 +71,21 @@ class LearnedLink(AirModule):
         )
         self.norm = nn.LayerNorm(outputs)
         self._rotation = rotation_matrix(width, seed) if spec.rotation else None
+
+    def measure(self) -> None:
+        """From here on every pass has noise of its own, on the channel of the last ``redraw``.
+
+        Raises:
+            ModelError: no channel has been drawn yet.
+        """
+        if not self._is_drawn:
+            raise ModelError(
+                "a learned link is measured on the channel it was tuned on: call redraw(round)"
+            )
+        super().measure()
+
+    def _draw_to_measure(self, number: int) -> None:
+        """Stays on the channel it was tuned on."""
 
     def _meet(self, true: Any, known: Any) -> None:
         # H as a real map from [real, imaginary] of the antennas to the same of the receiver.
@@ -103,8 +125,8 @@ class LearnedLink(AirModule):
         # [num_vectors, 2, U, num_tx] to [num_vectors, U, 2 num_tx]
         shape = (len(vectors), 2, self.num_uses, self.spec.num_tx)
         sent = antennas.view(shape).transpose(1, 2).flatten(2)
-        power = sent.square().sum(-1).mean().clamp_min(1e-30)
-        heard = _Air.apply(sent / power.sqrt(), self)  # type: ignore[no-untyped-call]
+        scale = self._power_of(sent).clamp_min(1e-30).sqrt()
+        heard = _Air.apply(sent / scale[:, None], self)  # type: ignore[no-untyped-call]
         self.book.forward_uses += len(vectors) * self.num_uses
         shape = (len(vectors), self.num_uses, 2, self.spec.num_rx)
         received: torch.Tensor = heard.view(shape).transpose(1, 2).flatten(1)
@@ -119,15 +141,23 @@ class LearnedLink(AirModule):
         if variance == 0.0:
             return heard
         # Gradients have any scale; the server sends them with power 1.
-        power = sent.square().sum(-1).mean() if back else sent.new_ones(())
+        power = self._power_of(sent) if back else sent.new_ones(self.num_uses)
         stream = self._backward_noise if back else self._forward_noise
         drawn = torch.randn(heard.shape, generator=stream).to(heard)
-        return heard + drawn * (power * variance).sqrt()
+        return heard + drawn * (power * variance).sqrt()[:, None]
+
+    def _power_of(self, sent: torch.Tensor) -> torch.Tensor:
+        """Returns [U] what is scaled to mean power 1: a use's own power, or the mean over uses."""
+        power = sent.square().sum(-1).mean(0)
+        return power if self.spec.power_per_use else power.mean().expand_as(power)
 
     def book_gradients(self, num_vectors: int) -> None:
-        """Books gradients sent back: channel uses, and their scale as one real of 8 bytes."""
+        """Books gradients sent back: channel uses, and their scale or scales, 8 bytes each.
+
+        Forward none is needed: the combiner is tuned to what arrives.
+        """
         self.book.backward_uses += num_vectors * self.num_uses
-        self.book.backward_bytes += 8
+        self.book.backward_bytes += 8 * (self.num_uses if self.spec.power_per_use else 1)
 
 
 class _Air(torch.autograd.Function):

@@ -44,7 +44,7 @@ class LinkSpec:
             the precoders of any other W send its singular components, rotated or not.
         power_per_use: scale every channel use to mean power P over a block, which takes one more
             real of side information per use. If False one scale for the whole block keeps the mean
-            over its uses at P.
+            over the uses that speak at P.
         peak_db: limit, in dB, of the power of a device's antenna over its mean P / num_tx; what is
             louder is clipped. None for no limit.
     """

@@ -35,6 +35,9 @@ _NAMES = {
     "num_parameters": "parameters",
     "num_blocks": "blocks",
     "plug_in": "plug-in",
+    "connection_nmse": "connection NMSE",
+    "connection_clipping_nmse": "of this clipping",
+    "connection_clipped_share": "symbols clipped",
 }
 _ALT = {
     "ladder.png": "Bar chart of the five figures in the table above",
@@ -146,8 +149,13 @@ def _traffic(result: RunResult) -> Iterator[str]:
     yield "<h2>What was sent</h2>"
     yield _table(["all devices together", "size", "bytes"], rows, numbers=(1, 2))
     if uses := ledger.get("connection_uses"):
-        crossed = [["channel uses (complex symbols), forward and back", f"{uses:,}"]]
-        yield _table(["neural connection", "all rounds"], crossed, numbers=(1,))
+        crossed = [
+            ["channel uses (complex symbols), forward and back", f"{uses:,}"],
+            ["seconds on air, devices taking turns", f"{ledger['connection_seconds']:,.3f}"],
+            ["joules transmitted by devices", f"{ledger['connection_joules']:,.3f}"],
+            ["joules transmitted by the server", f"{ledger['connection_server_joules']:,.3f}"],
+        ]
+        yield _table(["neural connection, tuning", "all rounds"], crossed, numbers=(1,))
     if uses := ledger.get("channel_uses"):
         radio = [
             ["channel uses (complex symbols)", f"{uses:,}"],

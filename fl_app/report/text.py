@@ -165,6 +165,10 @@ def final_table(result: RunResult) -> str:
             costs.add_row(words, f"{human_bytes(ledger[key])} ({ledger[key]:,} B)")
     if uses := ledger.get("connection_uses"):
         costs.add_row("channel uses of neural connections", f"{uses:,}")
+        crossed_s, joules = ledger["connection_seconds"], ledger["connection_joules"]
+        back = ledger["connection_server_joules"]
+        spent = f"{crossed_s:.3f} s, {joules:.3f} J + {back:.3f} J"
+        costs.add_row("  time on air, energy of devices + server", spent)
     if uses := ledger.get("channel_uses"):
         costs.add_row("channel uses up, all devices", f"{uses:,}")
         spent = f"{ledger['radio_seconds']:.3f} s, {ledger['radio_joules']:.3f} J"

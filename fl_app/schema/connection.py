@@ -33,6 +33,12 @@ class ConnectionConfig:
     """tx-SNR of the device in dB: transmit power over noise power before fading; inf: no noise."""
     gradient_tx_snr_db: float | None = None
     """tx-SNR of the server, which sends gradients back, in dB; null: as tx_snr_db."""
+    tx_power_dbm: float = 23.0
+    """Mean power of a device while it transmits; sets its joules, as tx_snr_db sets the noise."""
+    gradient_tx_power_dbm: float | None = None
+    """Mean power of the server while it sends gradients back; null: as tx_power_dbm."""
+    bandwidth_hz: float = 1e6
+    """Channel uses a second; devices take turns, so their seconds add up."""
     csi_error: float = 0.0
     """Relative error of the channel estimate, 0 (perfect) to 1 (worthless)."""
     rotation: bool = False
@@ -42,9 +48,6 @@ class ConnectionConfig:
     peak_db: float | None = None
     """Limit of a device antenna's power over its mean, in dB, >= 0; what is louder is
     clipped. null: no limit."""
-    learned: bool = False
-    """Tune precoder and combiner without channel estimates. In central training alone: a mean over
-    devices, each with its own channel, would fit none of them."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -66,8 +69,12 @@ class ConnectionConfig:
         ok = gradient is None or gradient > -math.inf
         allowed = "must be a number of dB, inf, or null"
         require("connection.gradient_tx_snr_db", gradient, ok, allowed)
+        power, back = self.tx_power_dbm, self.gradient_tx_power_dbm
+        require("connection.tx_power_dbm", power, math.isfinite(power), "must be finite")
+        ok = back is None or math.isfinite(back)
+        require("connection.gradient_tx_power_dbm", back, ok, "must be finite, or null")
+        band = self.bandwidth_hz
+        require("connection.bandwidth_hz", band, 0 < band < math.inf, "must be > 0 and finite")
         peak = self.peak_db
         ok = peak is None or 0 <= peak < math.inf
         require("connection.peak_db", peak, ok, "must be >= 0 dB and finite, or null")
-        ok = not self.learned or self.carries == "features"
-        require("connection.learned", self.learned, ok, "needs connection.carries=features")

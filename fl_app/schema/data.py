@@ -71,6 +71,7 @@ class DocstringsData(DataConfig):
 class EmbeddedData(DataConfig):
     """The utterances that ship with the project."""
 
+    public_fraction: float = 0.2
     partition: PartitionConfig = field(default_factory=lambda: PartitionConfig(alpha=1.0))
 
 

@@ -21,13 +21,13 @@ class FinetuneConfig:
     """Local fine-tuning on a device."""
 
     epochs: int = 1
-    max_steps: int | None = 20
+    max_steps: int | None = 10
     """At most this many local steps a round; null: no limit."""
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float = 5e-3
     """AdamW learning rate of LoRA. Where gradients are small (language models), the large ``eps``
     asks for a large lr."""
-    head_lr: float = 5e-3
+    head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
     eps: float = 1e-3
     """AdamW's denominator constant. With the usual 1e-8 a device with next to nothing to learn

@@ -79,7 +79,7 @@ class ServerRuleConfig:
 class StrategyConfig:
     """What all strategies share."""
 
-    num_rounds: int = 5
+    num_rounds: int = 12
     server_rule: ServerRuleConfig = field(default_factory=ServerRuleConfig)
     round_test_rows: int | None = None
     """Test rows measured after each round (the final figures use all); null: all."""

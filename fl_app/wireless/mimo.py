@@ -4,6 +4,11 @@ After Yang et al. 2023 (arXiv:2210.04742): W = sum_u C_u^H H P_u over U channel 
 sends P_u x, the server combines y_hat = sum_u C_u^H (H P_u x + noise), and gradients come back
 through the reciprocal channel H^T. ``mimo_design`` finds P_u and C_u. Timing and, unless a true
 channel is given, CSI are perfect.
+
+This is the reference: it takes real and complex maps, sends antenna by antenna in float64 and
+accounts for every error. What runs inside models is ``fl_app.fomo.connection``, a fast form of the
+same for real maps with clipping, rotation and padding; both share ``mimo_design``, and the tests
+hold the one against the other.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,14 @@
 """Federations whose devices and server tune and measure through a neural connection."""
 
+import logging
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
+from fl_app import wire
 from fl_app.bench import measure_emulator, measure_plug_in, prepare
 from fl_app.config import load_config, to_dict
 from fl_app.errors import ConfigError, ModelError
@@ -15,6 +19,7 @@ from fl_app.schema import ConnectionConfig
 from fl_app.seeding import generator
 from fl_app.settings import link_spec
 from fl_app.variants import as_reference
+from tests import fakes
 from tests.federation_fixtures import (
     NUM_DEVICES,
     NUM_ROUNDS,
@@ -54,7 +59,9 @@ def test_words_of_the_command_line_make_a_link() -> None:
         "connection.gradient_tx_snr_db=-inf",
         "connection.csi_error=2",
         "connection.peak_db=-3",
-        "connection.learned=true connection.carries=lora_a",
+        "connection.bandwidth_hz=0",
+        "connection.tx_power_dbm=inf",
+        "connection.gradient_tx_power_dbm=nan",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(word: str) -> None:
@@ -114,6 +121,92 @@ def test_what_crosses_is_in_the_ledger(player: Player) -> None:
     assert player.play(warm=True).outcome.ledger.as_dict()["connection_uses"] == 0
 
 
+def test_seconds_and_joules_are_uses_over_the_bandwidth_times_power(player: Player) -> None:
+    """Everything that goes forward comes back here: 0.1 W one way, 1 W the other, 2 MHz."""
+    words = ("connection.bandwidth_hz=2e6", "connection.tx_power_dbm=20")
+    played = player.play(CUT, *words, "connection.gradient_tx_power_dbm=30", warm=True)
+    account: Any = played.outcome.ledger.as_dict()
+    uses = account["connection_uses"]
+    assert uses > 0
+    assert account["connection_seconds"] == pytest.approx(uses / 2e6, rel=1e-12)
+    assert account["connection_joules"] == pytest.approx(uses / 2 * 0.1 / 2e6, rel=1e-12)
+    assert account["connection_server_joules"] == pytest.approx(uses / 2 * 1.0 / 2e6, rel=1e-12)
+    assert account["radio_seconds"] == account["radio_joules"] == 0.0
+    assert sum(row["connection_joules"] for row in account["per_round"]) == pytest.approx(
+        account["connection_joules"], rel=1e-12
+    )
+    equal = player.play(CUT, warm=True).outcome.ledger.as_dict()  # both with 23 dBm in 1 MHz
+    watt = 10.0**2.3 / 1e3
+    for key in ("connection_joules", "connection_server_joules"):
+        assert equal[key] == pytest.approx(uses / 2 * watt / 1e6, rel=1e-12)
+
+
+def test_the_channel_is_paid_for_although_an_update_is_refused(player: Player) -> None:
+    """What a refused device spent is in its reply; a silent one's cost nobody knows."""
+
+    def account(fault: fakes.Fault | None) -> Any:
+        faults = None if fault is None else {(1, 1): fault}
+        played = player.play(CUT, faults=faults, warm=True)
+        assert bool(played.dropped(1)) == (fault is not None)
+        return {k: v for k, v in played.outcome.ledger.as_dict()["per_round"][0].items()}  # type: ignore[index,union-attr]
+
+    def miscounts(_sent: Message, reply: Message) -> list[Message]:
+        metrics: Any = reply.content.metric_records[wire.METRICS]
+        metrics["forward_uses"] = -1
+        return [reply]
+
+    crossed = [f"connection_{part}" for part in ("uses", "seconds", "joules", "server_joules")]
+    honest = account(None)
+    for refused in (
+        fakes.update(fakes.one_entry(math.nan)),
+        fakes.config(layout_hash="another"),
+        fakes.damaged_in_transit,
+        fakes.without(wire.UPDATE),
+        fakes.answers_twice,  # the work was done once
+    ):
+        row = account(refused)
+        assert [row[key] for key in crossed] == [honest[key] for key in crossed]
+    unknown = [
+        account(fault)
+        for fault in (
+            fakes.vanishes,
+            fakes.raises(),
+            fakes.config(round=9),
+            fakes.without(wire.METRICS),
+            miscounts,
+        )
+    ]
+    for row in unknown:
+        assert 0 < row["connection_uses"] < honest["connection_uses"]
+        assert row == unknown[0] | {"uplink_bytes": row["uplink_bytes"]}
+
+
+def test_every_round_says_how_well_the_connection_did(player: Player) -> None:
+    """The NMSE while the plug-in figure is measured: -10 dB for +10 dB of tx-SNR, 0 for inf."""
+
+    def figures(*words: str) -> list[dict[str, float]]:
+        played = player.play(CUT, *words, warm=True, measure_rounds=True)
+        return [
+            {k: v for k, v in record.metrics.items() if k.startswith("connection")}  # type: ignore[misc]
+            for record in played.outcome.rounds
+        ]
+
+    loud, quiet = figures("connection.tx_snr_db=10"), figures("connection.tx_snr_db=20")
+    assert len(loud) == NUM_ROUNDS + 1
+    assert [set(row) for row in loud] == [{"connection_nmse"}] * len(loud)
+    # before the first round both measure the same adapter through the same draws
+    ratio = loud[0]["connection_nmse"] / quiet[0]["connection_nmse"]
+    assert ratio == pytest.approx(10.0, rel=1e-4)
+    assert figures("connection.tx_snr_db=inf") == [{"connection_nmse": 0.0}] * len(loud)
+    clipped = figures("connection.tx_snr_db=inf", "connection.peak_db=0")
+    for row in clipped:
+        assert 0.0 < row["connection_clipping_nmse"]
+        assert row["connection_clipping_nmse"] == pytest.approx(row["connection_nmse"], rel=1e-4)
+        assert 0.0 < row["connection_clipped_share"] < 1.0
+    plain = player.play(warm=True, measure_rounds=True).outcome.rounds
+    assert not any("connection_nmse" in record.metrics for record in plain)
+
+
 def test_rounds_meet_other_channels(player: Player) -> None:
     """The same device and data with all else equal: only the round, hence the channel, differs."""
     bench, start = player.bench(player.tiny.overrides(CUT, "connection.tx_snr_db=0"))
@@ -138,10 +231,29 @@ def test_what_does_not_fit_is_refused_before_the_first_round(player: Player) -> 
 
     assert "[0, 2, 4]" in refused("connection.block=3")  # the full model has it, devices do not
     assert "connection.block=9" in refused("connection.block=9")
-    assert "connection.learned" in refused(CUT, "connection.learned=true")
     assert "no LoRA" in refused("connection.block=2", "connection.carries=lora_a")
     refusal = refused(CUT, "connection.carries=lora_a", "peft.aggregation=factors")
     assert "peft.aggregation=freeze-a" in refusal
+
+
+def test_a_cut_with_nothing_tuned_in_front_is_warned_of_once(
+    player: Player, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The split 0-3-2 of five blocks tunes blocks 3 and 4; only behind block 3 is one in front."""
+    split = [f"strategy.emulator.{side}={n}" for side, n in (("left", 0), ("middle", 3))]
+    for block, warned in ((3, 1), (4, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="deft"):
+            bench = prepare(
+                load_config(
+                    player.tiny.overrides(
+                        *split, "strategy.emulator.right=2", f"connection.block={block}"
+                    )
+                )
+            )
+        assert bench.split.outer == (3, 4)
+        assert caplog.text.count(f"connection.block={block}") == warned
+    assert "no gradient" not in caplog.text
 
 
 def test_comparison_runs_keep_the_connection_where_they_can(player: Player) -> None:

@@ -38,8 +38,12 @@ def _booked(bookings: list[dict[str, Any]]) -> Ledger:
     return ledger
 
 
-_SILENT = {"channel_uses": 0, "connection_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0}
-"""What a run without a radio has to say of one."""
+_SILENT = {
+    **{"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0},
+    **{"connection_uses": 0, "connection_seconds": 0.0},
+    **{"connection_joules": 0.0, "connection_server_joules": 0.0},
+}
+"""What a run without a radio and without a neural connection has to say of them."""
 
 
 @settings(derandomize=True, deadline=None)
@@ -118,6 +122,47 @@ def test_the_radio_is_added_up_by_round_and_in_all() -> None:
         [1, 15, 0.625, 3.0],
         [2, 20, 0.25, 4.0],
     ]
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    crossings=st.lists(
+        st.tuples(st.integers(1, 3), st.integers(0, 10**9), *(st.floats(0, 1e3) for _ in range(3))),
+        max_size=12,
+    ),
+    data=st.data(),
+)
+def test_connections_are_added_up_by_round_and_in_all_in_any_order(
+    crossings: list[tuple[int, int, float, float, float]], data: st.DataObject
+) -> None:
+    """Exact sums, and a row for a round in which nothing else was booked."""
+    ledger = Ledger()
+    names = ("round", "uses", "seconds", "joules", "server_joules")
+    for crossing in data.draw(st.permutations(crossings)):
+        ledger.book_connection(**dict(zip(names, crossing, strict=True)))  # type: ignore[arg-type]
+
+    def sums(of: list[tuple[int, int, float, float, float]]) -> list[float]:
+        columns = list(zip(*of, strict=True))[2:] if of else [[], [], []]
+        return [sum(row[1] for row in of), *(math.fsum(column) for column in columns)]
+
+    account = ledger.as_dict()
+    parts = ("uses", "seconds", "joules", "server_joules")
+    keys = [f"connection_{part}" for part in parts]
+    assert [account[key] for key in keys] == sums(crossings)
+    assert [(row["round"], [row[key] for key in keys]) for row in account["per_round"]] == [  # type: ignore[union-attr]
+        (number, sums([c for c in crossings if c[0] == number]))
+        for number in sorted({c[0] for c in crossings})
+    ]
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("field", ["seconds", "joules", "server_joules", "uses"])
+def test_a_wrong_crossing_is_refused_and_leaves_no_trace(field: str, wrong: float) -> None:
+    ledger = Ledger()
+    booking: dict[str, Any] = {"uses": 3, "seconds": 1.0, "joules": 1.0, "server_joules": 1.0}
+    with pytest.raises(RunError, match=field):
+        ledger.book_connection(round=1, **{**booking, field: wrong})
+    assert ledger.as_dict() == Ledger().as_dict()
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])

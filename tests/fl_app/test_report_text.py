@@ -1,11 +1,13 @@
 """Words and numbers of the report, and the table printed at the end of a run."""
 
+import dataclasses
 import re
 from typing import Any
 
 import pytest
 
 from fl_app.report import final_table, human_bytes
+from fl_app.report.page import render_page
 from fl_app.report.text import compare, format_difference, format_score, gap_words, human_seconds
 from fl_app.result import FINAL_KEYS, Metric, RoundRecord, RunResult, failed_result
 
@@ -74,6 +76,22 @@ def test_the_table_holds_all_figures() -> None:
     assert re.search(r"aggregated rounds +1$", table, re.MULTILINE)
     assert max(map(len, table.splitlines())) <= 88
     assert "\x1b" not in table
+
+
+def test_table_and_page_hold_what_neural_connections_cost() -> None:
+    """Each figure has a value of its own, so that none can stand in another's place."""
+    result = _result(_ACCURACY, [0.478, 0.672, 0.713, 0.722, 0.731])
+    spent = {"uses": 1_234_567, "seconds": 2.5, "joules": 0.75, "server_joules": 0.125}
+    ledger = dict(result.ledger) | {f"connection_{part}": spent[part] for part in spent}
+    crossed = dataclasses.replace(result, ledger=ledger)
+    table = final_table(crossed)
+    assert "1,234,567" in table
+    assert "2.500 s, 0.750 J + 0.125 J" in table
+    assert max(map(len, table.splitlines())) <= 88
+    page = render_page(crossed, plots={})
+    for words in ("1,234,567", "2.500", "0.750", "0.125", "neural connection"):
+        assert words in page
+    assert "neural connection" not in final_table(result) + render_page(result, plots={})
 
 
 def test_the_table_says_what_was_not_run_and_why_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:

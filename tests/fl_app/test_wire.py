@@ -287,6 +287,15 @@ def _drop(record: str) -> Any:
     return spoil
 
 
+def _count(**changes: Any) -> Any:
+    def spoil(message: Message) -> None:
+        counts = {**dict.fromkeys(wire.CROSSED, 3), **changes}
+        metrics: Any = message.content.metric_records[wire.METRICS]
+        metrics.update({name: value for name, value in counts.items() if value is not None})
+
+    return spoil
+
+
 def _changed(**arrays: Any) -> bytes:
     return safetensors.numpy.save({**_update(), **arrays})
 
@@ -322,6 +331,9 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "loss 1": (_set(wire.METRICS, wire.LOSS, 1), "missing"),
     "seconds NaN": (_set(wire.METRICS, wire.SECONDS, float("nan")), "bad-seconds"),
     "seconds infinite": (_set(wire.METRICS, wire.SECONDS, float("inf")), "bad-seconds"),
+    "uses -1": (_count(forward_uses=-1), "bad-count"),
+    "uses 1.0": (_count(backward_uses=1.0), "missing"),
+    "uses one way": (_count(backward_uses=None), "missing"),
     "seconds -1": (_set(wire.METRICS, wire.SECONDS, -1.0), "bad-seconds"),
 }
 

@@ -14,6 +14,7 @@ from fl_app.fomo.blocks import stack_paths
 from fl_app.fomo.connection import Connection
 from fl_app.fomo.connection_insert import (
     Insertion,
+    gradients_return,
     insert_connection,
     insert_down_projections,
     padding_mask,
@@ -156,6 +157,24 @@ def test_a_connection_in_an_emulator_goes_by_the_full_models_numbers(tiny: TinyM
             insert_connection(emulator, block=block, spec=NOISY, seed=0, blocks=split.blocks)
     with pytest.raises(ModelError, match=r"connection.block=5 .*\[0, 1, 2, 3, 4\]"):
         insert_connection(backbone.model, block=5, spec=NOISY, seed=0)
+
+
+@pytest.mark.parametrize("tuned", [(1, 3), (3,), (4,)])
+@pytest.mark.parametrize("block", [0, 1, 2, 4])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_it_is_known_whether_gradients_return(
+    tiny: TinyModels, family: str, block: int, tuned: tuple[int, ...]
+) -> None:
+    """The oracle is a backward pass; T5's decoder reads what its tuned encoder made."""
+    task = "sequence_classification"
+    adapter = adapter_on(tiny.load(family, task).model, task, tuned=tuned)
+    shake(adapter)
+    with insert_connection(adapter.bare_model, block=block, spec=NOISY, seed=0) as insertion:
+        insertion.redraw(0)
+        loss = tiny.task(family, task).loss(adapter.model, tiny.batch(family, task, 4))
+        loss.backward()  # type: ignore[no-untyped-call]
+        returned = insertion.book.backward_uses > 0
+    assert gradients_return(adapter.bare_model, block=block) == returned
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama", "t5", "vit"])
