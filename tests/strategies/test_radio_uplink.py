@@ -44,7 +44,9 @@ def test_the_error_is_the_predicted_one(tx_snr_db: int) -> None:
     rows = receive(sent, AIR, f"channel.tx_snr_db={tx_snr_db}").rows
     truth = mean_of(sent)
     nmse = np.sum((rows[0] - truth) ** 2) / np.sum(truth**2)
-    assert report["nmse"] == pytest.approx(nmse, rel=1e-4)
+    # float32 rounds the mean, and with it the error, which is smaller by the root of the NMSE
+    rounding = 4 * float(np.finfo(np.float32).eps) / math.sqrt(nmse)
+    assert report["nmse"] == pytest.approx(nmse, rel=rounding)
 
 
 def test_a_round_costs_half_a_use_per_real_however_many_devices() -> None:
