@@ -89,7 +89,7 @@ def draw_cell(
     compute_s = chosen.steps * flops[None, :] / speeds[:, None]
     compute_s[needed[None, :] > memory[:, None]] = np.inf
     places = Places(radius_m=chosen.radius_m)
-    gains = places.mean_gains(int(rng.integers(2**31)), chosen.devices)
+    gains = places.mean_gains(int(rng.integers(2**31)), range(chosen.devices))
     powers = np.array([device.tx_power_w for device in devices])
     cell = Cell(
         compute_s=compute_s,
