@@ -1,13 +1,21 @@
 """A device's own examples: its file, or its share of the run's training data."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 from fl_app.data.examples import Examples
 from fl_app.data.source import load_file, require_columns
 from fl_app.errors import DataError
 from fl_app.material import Material, load_material, needed_columns
 from fl_app.schema import Config
-from fl_app.tasks import Encoded
+from fl_app.tasks import Encoded, Task
+
+
+class Prepares(Protocol):
+    """What prepares examples, and keeps them: a model in memory with its task."""
+
+    task: Task
+    data_digest: str
+    encoded: dict[int, Encoded]
 
 
 class DeviceData:
@@ -23,18 +31,20 @@ class DeviceData:
         self._config, self._local_path = config, local_path
         self._material: Material | None = None
 
-    def encoded(self, device: int, digest: str, encode: Callable[[Examples], Encoded]) -> Encoded:
-        """Returns a device's examples, prepared.
+    def encoded(self, device: int, session: Prepares) -> Encoded:
+        """Returns a device's examples, prepared; the session keeps them from then on.
 
         Args:
             device: partition index.
-            digest: hash of the training rows the server deals from.
-            encode: prepares them.
+            session: prepares them, and knows the hash of the rows the server deals from.
 
         Raises:
             DataError: the file is missing or unfit, or the rows here are not the server's.
         """
-        return encode(self._examples(device, digest))
+        if device not in session.encoded:
+            examples = self._examples(device, session.data_digest)
+            session.encoded[device] = session.task.encode(examples)
+        return session.encoded[device]
 
     def _examples(self, device: int, digest: str) -> Examples:
         if self._local_path is not None:

@@ -52,8 +52,6 @@ class DeviceSession:
         own = {name: value.detach().numpy().copy() for name, value in self.parameters.items()}
         self.start: Update = lora_start(package.trunk_shapes, config.seed) | own
         self.encoded: dict[int, Encoded] = {}
-        self.checked: set[int] = set()
-        """Devices whose own copy on disk was read and found undamaged by this process."""
         self._tau = config.finetune.logit_adjustment
 
     @property

@@ -41,7 +41,7 @@ class GradientWorker(PartWorker):
 
     def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
         begin = read_begin(payload)
-        session = self._session(begin.device, begin.model_hash)
+        session = self._loaded.of(begin.device, begin.model_hash)
         if session is None:
             return None, Payload(NO_FRONT, 0)
         state = LocalState(
@@ -57,7 +57,7 @@ class GradientWorker(PartWorker):
 
     def _continue(self, blob: bytes, payload: Payload) -> tuple[LocalState | None, Payload]:
         state = read_state(blob)
-        session = self._session(state.device, state.model_hash)
+        session = self._loaded.of(state.device, state.model_hash)
         if session is None:
             return None, Payload(NO_FRONT, payload.step)
         if payload.step != state.step:

@@ -12,6 +12,7 @@ from flwr.app import Message
 from clients.cache import BlobCache
 from clients.device_data import DeviceData
 from clients.device_session import DeviceSession
+from clients.loaded import Loaded
 from clients.round_state import RoundState
 from fl_app import front_wire
 from fl_app.errors import ConfigError
@@ -20,7 +21,6 @@ from fl_app.finetune import local_batches
 from fl_app.payload import Payload, read_payload
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded
 
 
 class PartWorker(ABC):
@@ -44,7 +44,7 @@ class PartWorker(ABC):
         self._config, self._strategy, self._cache = config, strategy, cache
         self._data = DeviceData(config, local_path)
         self._wire = FeatureWire(strategy.features)
-        self._loaded: tuple[str, DeviceSession] | None = None
+        self._loaded = Loaded(cache, lambda blob: DeviceSession(blob, config, strategy))
         self._lock = threading.Lock()
         """Devices that one process plays in several threads share one model."""
 
@@ -86,36 +86,13 @@ class PartWorker(ABC):
         self._cache.put(front.device, front.model_hash, front.blob)
         return front_wire.front_reply(message, front)
 
-    def _examples(self, session: DeviceSession, device: int) -> Encoded:
-        """Returns a device's prepared examples; the session knows them from then on."""
-        if device not in session.encoded:
-            session.encoded[device] = self._data.encoded(
-                device, session.data_digest, session.task.encode
-            )
-        return session.encoded[device]
-
     def _rows(self, session: DeviceSession, device: int, server_round: int) -> list[list[int]]:
         """Returns the rows of every local step of a round, as emulator download draws them."""
         finetune = self._config.finetune
         batches = local_batches(
-            self._examples(session, device),
+            self._data.encoded(device, session),
             batch_size=finetune.batch_size,
             epochs=finetune.epochs,
             rng=generator(self._config.seed, "local", server_round, device),
         )
         return list(islice(batches, finetune.max_steps))
-
-    def _session(self, device: int, name: str) -> DeviceSession | None:
-        """Returns a device's part in memory; None where it holds no undamaged one."""
-        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
-        if session and device in session.checked and self._cache.has(device, name):
-            return session
-        blob = self._cache.get(device, name)
-        if blob is None:
-            return None
-        if session is None:
-            self._loaded = None  # free the old one before the new one is built
-            session = DeviceSession(blob, self._config, self._strategy)
-            self._loaded = name, session
-        session.checked.add(device)
-        return session

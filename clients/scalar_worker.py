@@ -76,7 +76,7 @@ class ScalarWorker(PartWorker):
 
     def _open(self, payload: Payload) -> tuple[ScalarState | None, Payload]:
         opening = scalar_wire.read_opening(payload, len(self._pool))
-        session = self._session(opening.device, opening.model_hash)
+        session = self._loaded.of(opening.device, opening.model_hash)
         if session is None:
             return None, Payload(NO_FRONT, 0)
         rows = self._rows(session, opening.device, _PLAN_ROUND)
@@ -101,7 +101,7 @@ class ScalarWorker(PartWorker):
 
     def _continue(self, blob: bytes, payload: Payload) -> tuple[ScalarState | None, Payload]:
         state = _read_state(blob)
-        session = self._session(state.device, state.model_hash)
+        session = self._loaded.of(state.device, state.model_hash)
         if session is None:
             return None, Payload(NO_FRONT, payload.step)
         match payload.kind:
@@ -156,7 +156,7 @@ class ScalarWorker(PartWorker):
                 wire.DEVICE: state.device,
                 wire.MODEL_HASH: state.model_hash,
                 wire.LAYOUT_HASH: layout_hash(session.start),
-                wire.NUM_EXAMPLES: len(self._examples(session, state.device)),
+                wire.NUM_EXAMPLES: len(self._data.encoded(state.device, session)),
                 wire.LOSS: state.loss_sum / state.num_steps if loss is None else loss,
                 wire.SECONDS: state.seconds,
             },

@@ -11,6 +11,7 @@ from flwr.app import Message
 
 from clients.cache import BlobCache
 from clients.device_data import DeviceData
+from clients.loaded import Loaded
 from fl_app import wire
 from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
@@ -38,8 +39,6 @@ class EmulatorSession:
         )
         self.data_digest = package.data_digest
         self.encoded: dict[int, Encoded] = {}
-        self.checked: set[int] = set()
-        """Devices whose own copy on disk was read and found undamaged by this process."""
 
 
 class EmulatorWorker:
@@ -56,7 +55,7 @@ class EmulatorWorker:
         self._config, self._cache = config, cache
         self._data = DeviceData(config, local_path)
         self._aggregation = aggregation_of(config.peft)
-        self._loaded: tuple[str, EmulatorSession] | None = None
+        self._loaded = Loaded(cache, lambda blob: EmulatorSession(blob, config))
 
     def train(self, message: Message) -> Message:
         """Tunes the received adapter on this device's data and answers with the update."""
@@ -65,14 +64,10 @@ class EmulatorWorker:
         order = wire.read_order(message)
         if order.emulator is not None:
             self._cache.put(order.device, order.model_hash, order.emulator)
-        session = self._session(order.device, order.model_hash)
+        session = self._loaded.of(order.device, order.model_hash)
         if session is None:
             return wire.no_emulator_reply(message, order)
-        if order.device not in session.encoded:
-            session.encoded[order.device] = self._data.encoded(
-                order.device, session.data_digest, session.task.encode
-            )
-        encoded = session.encoded[order.device]
+        encoded = self._data.encoded(order.device, session)
         session.adapter.write(order.adapter)
         tuned = {
             name: parameter
@@ -104,17 +99,3 @@ class EmulatorWorker:
             seconds=time.monotonic() - started,
             crossed={} if session.link is None else asdict(session.link.close_book()),
         )
-
-    def _session(self, device: int, name: str) -> EmulatorSession | None:
-        session = self._loaded[1] if self._loaded and self._loaded[0] == name else None
-        if session and device in session.checked and self._cache.has(device, name):
-            return session
-        blob = self._cache.get(device, name)
-        if blob is None:
-            return None
-        if session is None:
-            self._loaded = None  # free the old emulator before the new one is built
-            session = EmulatorSession(blob, self._config)
-            self._loaded = name, session
-        session.checked.add(device)
-        return session

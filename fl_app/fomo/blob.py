@@ -6,7 +6,8 @@ content gives equal bytes, so a blob is named by the SHA-256 of its bytes.
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -18,6 +19,7 @@ from fl_app.errors import ModelError
 _HEADER = "deft"
 WIRE_DTYPES = ("auto", "float16", "float32")
 Array = np.ndarray[Any, Any]
+Package = TypeVar("Package")
 
 
 def content_hash(blob: bytes) -> str:
@@ -94,6 +96,21 @@ def config_from(fields: dict[str, Any]) -> Any:
     """Rebuilds the configuration that ``portable`` wrote down."""
     rest = dict(fields)
     return transformers.AutoConfig.for_model(rest.pop("model_type"), **rest)
+
+
+def rebuilt(blob: bytes, rebuild: Callable[[bytes], Package], what: str) -> Package:
+    """Returns ``rebuild(blob)``; whatever a damaged blob makes it raise becomes one error.
+
+    Raises:
+        ModelError: the blob is none of this format, or is damaged; the text says ``what`` it is.
+    """
+    try:
+        return rebuild(blob)
+    except ModelError:
+        raise
+    # A damaged configuration goes through transformers and torch, which raise whatever they like.
+    except Exception as error:
+        raise ModelError(f"the {what} is damaged: {error}") from error
 
 
 def save(tensors: dict[str, Array], header: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from fl_app.fomo.blob import (
     load_untied,
     narrow,
     portable,
+    rebuilt,
     require_wire_dtype,
     save,
     untied,
@@ -84,13 +85,7 @@ def unpack_device_part(blob: bytes) -> DevicePackage:
     Raises:
         ModelError: the blob is no device part of this format, or is damaged.
     """
-    try:
-        return _rebuild(blob)
-    except ModelError:
-        raise
-    # A damaged configuration goes through transformers and torch, which raise whatever they like.
-    except Exception as error:
-        raise ModelError(f"the device part's blob is damaged: {error}") from error
+    return rebuilt(blob, _rebuild, "device part's blob")
 
 
 def _rebuild(blob: bytes) -> DevicePackage:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_app.errors import ModelError
 from fl_app.fomo.blob import (
     WIRE_DTYPES,
     config_from,
@@ -20,6 +19,7 @@ from fl_app.fomo.blob import (
     load_untied,
     narrow,
     portable,
+    rebuilt,
     require_wire_dtype,
     save,
     untied,
@@ -106,13 +106,7 @@ def unpack(blob: bytes) -> EmulatorPackage:
     Raises:
         ModelError: the blob is no emulator of this format, or is damaged.
     """
-    try:
-        return _rebuild(blob)
-    except ModelError:
-        raise
-    # A damaged configuration goes through transformers and torch, which raise whatever they like.
-    except Exception as error:
-        raise ModelError(f"the emulator blob is damaged: {error}") from error
+    return rebuilt(blob, _rebuild, "emulator blob")
 
 
 def _rebuild(blob: bytes) -> EmulatorPackage:

@@ -220,7 +220,7 @@ class _Linear:
         self.seen: list[NDArray[np.float32]] = []
 
     def encode(self, examples: Examples) -> Encoded:
-        raise NotImplementedError
+        raise AssertionError("local tuning asks a task for batches and losses only")
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
         return {}
@@ -231,16 +231,16 @@ class _Linear:
         return loss * float("nan") if len(self.seen) == self._bad_step else loss
 
     def class_shares(self, encoded: Encoded) -> tuple[float, ...]:
-        raise NotImplementedError
+        raise AssertionError("local tuning asks a task for batches and losses only")
 
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         return self.loss
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
-        raise NotImplementedError
+        raise AssertionError("local tuning asks a task for batches and losses only")
 
     def measure(self, total: float, count: float) -> float:
-        raise NotImplementedError
+        raise AssertionError("local tuning asks a task for batches and losses only")
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.7])

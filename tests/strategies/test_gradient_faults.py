@@ -177,7 +177,7 @@ def test_a_lost_part_of_the_model_is_sent_again_in_the_next_round(
         path.unlink()  # first, for equal parts of several devices share one file
         if is_damaged:
             path.write_bytes(bytes(data))
-        worker._loaded = None
+        worker._loaded.forget()
         done.append(BAD)
 
     def losing(
