@@ -59,8 +59,7 @@ def test_attention_learns_which_member_knows_which_text(tiny: TinyModels) -> Non
         return member_losses(mixed.log_probs.unsqueeze(0), labels)[0]
 
     losses = fit_parameters(loss_of, list(attention.parameters()), [batch], lr=0.02, epochs=60)
-    assert losses[0] == pytest.approx(float(loss_uniform(log_probs, labels)), rel=0.2)
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < float(loss_uniform(log_probs, labels)) / 2
     weights = attention(pooled, prompts)
     torch.testing.assert_close(weights.sum(0), torch.ones(60))
     assert float((weights.argmax(0) == (labels != 0).long()).float().mean()) > 0.9

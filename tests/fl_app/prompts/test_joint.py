@@ -150,7 +150,9 @@ def test_the_triple_by_hand(tiny: TinyModels) -> None:
     assert result["member_best"] == pytest.approx(max(hits))
     assert result["member_mean"] == pytest.approx(sum(hits) / 3)
     spread = 30 * 0.1 * (found.losses[0] - found.losses[1])
-    assert weights[1] / weights[0] == pytest.approx(math.exp(spread), rel=1e-3)
+    # Sums of 30 float32 losses are off by 30 roundings at most, in the exponent times 30 * 0.1.
+    off = 30 * 0.1 * (found.losses[0] + found.losses[1]) * 30 * 2.0**-24
+    assert weights[1] / weights[0] == pytest.approx(math.exp(spread), rel=2 * off)
 
 
 def test_a_language_model_is_measured_in_perplexity(tiny: TinyModels) -> None:
