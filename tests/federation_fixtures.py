@@ -14,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fl_app import wire
 from fl_app.bench import Bench, prepare
 from fl_app.client_app import app
 from fl_app.config import load_config
@@ -27,6 +28,8 @@ from tests.fixtures_models import write_checkpoint
 CLASSES = ("lamp", "music", "timer", "weather")
 NUM_TRAIN, NUM_TEST = 96, 40
 NUM_DEVICES, NUM_ROUNDS = 4, 2
+ALL_DEVICES = list(range(NUM_DEVICES))
+SKEW = "data.partition.kind=quantity"  # devices of 1, 2, 3, 4 shares: no two weights are equal
 _WORDS_PER_CLASS = 10
 _BELONG = {"strategy=gradient_download": "strategy.emulator", "peft=prompt": "peft"}
 """A choice, and what the words it replaces begin with."""
@@ -215,3 +218,16 @@ def assert_float32_mean(
         assert np.abs(array - wanted[name]).max() <= bound
     moved = max(float(np.abs(given[name] - start[name]).max()) for name in given)
     assert moved > 0  # a federation that does nothing would pass every mean
+
+
+def num_examples(exchange: Exchange) -> int:
+    """Returns the number of examples a device says it tuned on."""
+    return int(exchange.received[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES])  # type: ignore[arg-type]
+
+
+def assert_round_mean(played: Played, number: int, start: Update, survivors: list[int]) -> None:
+    """The adapter is the float64 mean of the survivors' updates, weighted by examples."""
+    chosen = [e for e in played.of_round(number) if e.device in survivors]
+    sent = [exchange.updates[0] for exchange in chosen]
+    wanted = fedavg64(start, sent, [num_examples(exchange) for exchange in chosen])
+    assert_float32_mean(played.outcome.adapter, wanted, start, sent)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fl_app.errors import ModelError
-from fl_app.finetune import LocalTuning, tune
+from fl_app.finetune import tune
 from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.backbone import auto_class, head_modules
 from fl_app.fomo.blocks import block_of, stack_paths
@@ -26,21 +26,11 @@ from tests.fixtures_models import (
     state_bytes,
     tiny_examples,
 )
+from tests.tuning_fixtures import tuning_of
 
 _SPLIT = Split(1, 2, 1, DEPTH)
 _TUNED = ("lora_", "modules_to_save")  # what PEFT adds to the names of tuned weights
-_TUNING = LocalTuning(
-    epochs=1,
-    max_steps=2,
-    batch_size=4,
-    lr=0.01,
-    head_lr=0.01,
-    eps=1e-8,
-    weight_decay=0.0,
-    clip_norm=1.0,
-    logit_adjustment=0.0,
-    proximal_mu=0.0,
-)
+_TUNING = tuning_of()
 
 
 def _spec(**changes: Any) -> LoraSpec:

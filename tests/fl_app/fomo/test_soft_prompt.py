@@ -25,6 +25,7 @@ from tests.fixtures_models import (
     tiny_config,
     tiny_examples,
 )
+from tests.tuning_fixtures import tuning_of
 
 _M = 5
 _CLASSES = "sequence_classification"
@@ -32,18 +33,7 @@ _PROMPTED = [case for case in CASES if case[0] != "vit" and case != ("t5", _CLAS
 _WHOLE = ("bert", "roberta", "distilbert")  # these pool the first position, decoders the last
 _SPLIT = Split(1, 2, 1, DEPTH)
 _OURS = ("prompt_embeddings", "classifier", "score")
-_TUNING = LocalTuning(
-    epochs=1,
-    max_steps=2,
-    batch_size=4,
-    lr=0.01,
-    head_lr=0.02,
-    eps=1e-8,
-    weight_decay=0.0,
-    clip_norm=1e9,
-    logit_adjustment=0.0,
-    proximal_mu=0.0,
-)
+_TUNING = tuning_of(head_lr=0.02, clip_norm=1e9)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )
