@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -83,11 +82,11 @@ class DeviceSession:
         """Returns the loss a device with these examples minimises."""
         return self.task.local_loss(self.encoded[device], self._tau)
 
-    def targets_of(self, device: int) -> NDArray[np.int64]:
-        """Returns the classes of a device's examples; none for language models."""
-        targets = self.encoded[device].targets
-        is_class = bool(targets) and not isinstance(targets[0], list)
-        return np.asarray(targets if is_class else [], np.int64)
+    def counts_of(self, device: int) -> NDArray[np.int64] | None:
+        """Returns a device's examples of each class; None where its loss does not need them."""
+        if not self.task.adjusts(self._tau):
+            return None
+        return self.task.class_counts(self.encoded[device])
 
     def write(self, adapter: Update) -> None:
         """Sets the parameters of this part of the model.

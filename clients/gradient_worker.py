@@ -15,6 +15,7 @@ from clients.part_worker import PartWorker
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
+    COUNTS,
     ERROR,
     FEATURES,
     NO_FRONT,
@@ -91,7 +92,8 @@ class GradientWorker(PartWorker):
         at_server = session.trunk_names(state.now)
         if self._strategy.labels == "server":
             arrays["labels"] = batch["labels"].numpy()
-            arrays["targets"] = session.targets_of(state.device)
+            if (counts := session.counts_of(state.device)) is not None:
+                arrays[COUNTS] = counts
             at_server |= session.head_names
         arrays |= parameters_out(
             OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
@@ -103,7 +105,7 @@ class GradientWorker(PartWorker):
         self, session: DeviceSession, state: LocalState, payload: Payload
     ) -> tuple[LocalState, Payload]:
         """Head on the last states: their gradient up, the head's own kept for the step."""
-        states = self._wire.decode(payload.arrays, STATES)
+        states = self._wire.decode(payload.arrays, STATES, dims=2)
         readout = torch.from_numpy(state.readout["readout"].copy())
         if len(states) != int(readout.sum()):
             raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")

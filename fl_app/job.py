@@ -115,7 +115,7 @@ def require_progress(outcome: Outcome) -> None:
         reasons = sorted({reason for record in outcome.rounds for reason in record.dropped})
         raise RunError(
             f"no round aggregated an update (devices dropped for: {', '.join(reasons) or 'none'}); "
-            "see the log for each device's error"
+            "each device's own log has the text of its errors"
         )
 
 

@@ -54,9 +54,10 @@ class Conversation:
             ahead: local steps a device makes before it answers.
 
         Returns:
-            The answers, by device; who is lost, or answers another local step, is dropped.
+            The answers, by device; who is lost, or answers another local step, is dropped, and so
+            is a device for which the payload is too long.
         """
-        blobs = {device: payload.to_blob() for device, payload in outgoing.items()}
+        blobs = self.each(outgoing, self._packed)
         for device, blob in blobs.items():
             self._book("downlink", device, what, len(blob))
         answers = self._exchange.exchange(blobs, self._timeout_s) if blobs else {}
@@ -86,6 +87,16 @@ class Conversation:
                 log.warning("round %d: device %d dropped: %s", self._number, device, error)
                 self._log.drop(device, error.reason)
         return made
+
+    def _packed(self, _device: int, payload: Payload) -> bytes:
+        blob, most = payload.to_blob(), self._exchange.max_bytes
+        if len(blob) > most:
+            raise WireError(
+                "too-large",
+                f"{len(blob)} bytes of {payload.kind} for it, allowed are {most}; lower "
+                "finetune.batch_size, or choose strategy.features=int8",
+            )
+        return blob
 
     def _opened(self, device: int, answer: bytes | Lost, step: int) -> Payload:
         """Reads an answer and books its bytes.

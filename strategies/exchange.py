@@ -42,6 +42,11 @@ class Lost:
 class Exchange(Protocol):
     """One round's exchanges; used as a context manager."""
 
+    @property
+    def max_bytes(self) -> int:
+        """Longest blob in either direction, >= 1."""
+        ...
+
     def exchange(self, outgoing: Mapping[int, bytes], deadline_s: float) -> dict[int, bytes | Lost]:
         """Sends each device its blob and waits for the answers.
 
@@ -87,6 +92,11 @@ class RoundExchange(ABC):
         self._steps: dict[int, int] = {}
         """Exchanges a device has answered in this round."""
         self._lost: dict[int, Lost] = {}
+
+    @property
+    def max_bytes(self) -> int:
+        """See ``Exchange``."""
+        return self._max_bytes
 
     def exchange(self, outgoing: Mapping[int, bytes], deadline_s: float) -> dict[int, bytes | Lost]:
         """See ``Exchange``."""

@@ -121,7 +121,8 @@ class GradientRound:
                 gradients |= self._server.backward(step, slopes)
             finally:
                 step.release()
-        gradients = self._talk.each(gradients, _finite)
+        whole = {device: (one, heads.get(device, {})) for device, one in gradients.items()}
+        gradients = self._talk.each(whole, _finite)
         terms = {device: arrived[device].num_terms for device in gradients}
         coded = self._coded(gradients, heads, terms, number)
         told = {d: {"loss": losses[d]} if d in losses else {} for d in coded}
@@ -180,7 +181,10 @@ class GradientRound:
         return {device: arrays | heads.get(device, {}) for device, arrays in coded.items()}
 
 
-def _finite(_device: int, gradient: FeatureGradient) -> FeatureGradient:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+def _finite(_device: int, given: tuple[FeatureGradient, Arrays]) -> FeatureGradient:
+    """Judges a device's gradients before they are shared: its own head may overflow too."""
+    gradient, head = given
+    is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors)
+    if not is_finite or not all(bool(np.isfinite(array).all()) for array in head.values()):
         raise WireError("not-finite", "its gradient overflows")
     return gradient
