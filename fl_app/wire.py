@@ -4,7 +4,6 @@ An adapter or update travels as one safetensors blob in one Flower ``Array``: no
 instead of one per tensor, and the bytes booked are the bytes sent.
 """
 
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +34,9 @@ ACTION_TRAIN = "train.emulator"
 
 _MAX_EXAMPLES = 1_000_000_000
 """Weights come from devices and are trusted up to this many examples."""
+_MAX_SECONDS = 1e9
+MAX_FIGURE = float(np.finfo(np.float32).max)
+"""Losses and errors come from devices too: those of float32, so that no mean overflows."""
 
 
 @dataclass(frozen=True)
@@ -256,10 +258,10 @@ def check_update(
     loss, seconds = field_of(facts, LOSS, float), field_of(facts, SECONDS, float)
     if not 0 < num_examples <= _MAX_EXAMPLES:
         raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
-    if not np.isfinite(loss):
-        raise WireError("not-finite", f"{LOSS}={loss}")
-    if not 0 <= seconds < math.inf:
-        raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
+    if not abs(loss) <= MAX_FIGURE:
+        raise WireError("not-finite", f"{LOSS}={loss} is no float32")
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise WireError("bad-seconds", f"{SECONDS}={seconds} is not in 0..{_MAX_SECONDS:g}")
     return Reply(order.device, update, num_examples, loss, seconds)
 
 

@@ -161,6 +161,20 @@ def num_per_round(config: Config, roster: Roster) -> int:
     return min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
 
 
+def most_steps(config: Config) -> int:
+    """Returns how many local steps a device of gradient download makes in a round at most.
+
+    Raises:
+        ConfigError: there is no limit.
+    """
+    if config.finetune.max_steps is None:
+        raise ConfigError(
+            "finetune.max_steps=null: the server waits for every step of gradient download, and a "
+            "device could go on for ever; set a number, devices with fewer rows stop before"
+        )
+    return config.finetune.max_steps
+
+
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     """Returns what books the neural connections of a run."""
     back_dbm = connection.gradient_tx_power_dbm
@@ -219,7 +233,7 @@ def build_strategy(
                     timeout_s=strategy.exchange_timeout_s,
                     lr=strategy.scalar.lr,
                     eps=strategy.scalar.step,
-                    max_steps=config.finetune.max_steps,
+                    max_steps=most_steps(config),
                 ),
                 pool=SeedPool(strategy.scalar.num_seeds, config.seed),
                 cache=FeatureCache(strategy.scalar.max_cached_mb),
@@ -234,12 +248,10 @@ def build_strategy(
                     shared=strategy.shared_gradient,
                     max_in_flight=strategy.max_in_flight,
                     timeout_s=strategy.exchange_timeout_s,
-                    max_steps=config.finetune.max_steps,
+                    max_steps=most_steps(config),
                     noise_multiplier=strategy.privacy.noise_multiplier,
                     # an epoch has every example once
-                    releases=min(
-                        config.finetune.epochs, config.finetune.max_steps or config.finetune.epochs
-                    ),
+                    releases=min(config.finetune.epochs, most_steps(config)),
                 ),
                 transport=build_transport(config, strategy, roster, num_per_round(config, roster)),
                 **common,

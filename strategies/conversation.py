@@ -105,7 +105,9 @@ class Conversation:
             WireError: it was lost, is no payload or of another step, or the device has no model.
         """
         match answer:
-            case Lost(reason, detail):
+            case Lost(reason, detail, num_bytes):
+                if num_bytes > 0:
+                    self._book("uplink", device, "control", num_bytes)
                 raise WireError(reason, detail)
         try:
             payload = read_payload(answer, max_bytes=MAX_BYTES)

@@ -13,6 +13,7 @@ from fl_app.features_wire import ERROR, OWN, FeatureWire, parameters_in
 from fl_app.fomo.features import Features
 from fl_app.fomo.trunk import Trunk
 from fl_app.payload import Payload
+from fl_app.wire import MAX_FIGURE
 from strategies.label_rule import LabelRule
 
 Layout = Mapping[str, tuple[int, ...]]
@@ -101,8 +102,8 @@ class FeatureReader:
         if with_labels:
             labels, counts = self._labels.read(payload.arrays, features.masks[-1].shape)
         measured = payload.scalars.get(ERROR)
-        if type(measured) is not float or not 0 <= measured < math.inf:
-            raise WireError("missing", f"'{ERROR}'={measured!r} must be a float, finite and >= 0")
+        if type(measured) is not float or not 0 <= measured <= MAX_FIGURE:
+            raise WireError("missing", f"'{ERROR}'={measured!r} must be a float32 >= 0")
         return Arrived(features, values, torch.from_numpy(labels), counts, measured)
 
     def _require_bounds(self, features: Features) -> None:

@@ -1,20 +1,41 @@
 """Which choices of the configuration go together, checked before the work."""
 
+import logging
+from dataclasses import asdict
+
 import numpy as np
 
 from fl_app.errors import ConfigError, RunError
 from fl_app.privacy import require_accountant
 from fl_app.schema import (
     Config,
+    FinetuneConfig,
     GradientDownloadStrategy,
     IdealChannel,
     LoraConfig,
     PromptTuningConfig,
     RadioChannel,
 )
-from strategies.build import build_rule, num_per_round
+from strategies.build import build_rule, most_steps, num_per_round
 from strategies.roster import Roster
 from strategies.rules import COMPARING
+
+log = logging.getLogger("deft")
+
+_UNUSED = {
+    "prompt": ("strategy.cut", "strategy.left", "strategy.right", "strategy.scalar"),
+    "cut": ("strategy.left", "strategy.right", "strategy.scalar"),
+    "lora": ("strategy.cut", "strategy.scalar"),
+    "scalar": (
+        "strategy.cut",
+        "finetune.lr",
+        "finetune.head_lr",
+        "finetune.eps",
+        "finetune.weight_decay",
+        "finetune.clip_norm",
+    ),
+}
+"""Options that a variant does not look at."""
 
 
 def require_enough(config: Config, roster: Roster) -> None:
@@ -60,6 +81,8 @@ def require_fit(config: Config) -> None:
 
 def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None:
     """Checks that variant and layout of the adapter go together."""
+    most_steps(config)
+    _say_unused(config, strategy)
     match strategy.variant, config.peft:
         case ("prompt", PromptTuningConfig()) | ("cut" | "lora", LoraConfig()):
             pass
@@ -81,6 +104,17 @@ def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None
             "connection.block puts a neural connection inside an emulator; with "
             "strategy=gradient_download set connection.block=null"
         )
+
+
+def _say_unused(config: Config, strategy: GradientDownloadStrategy) -> None:
+    """Warns of options that were set and have no effect."""
+    given = {"strategy": asdict(strategy), "finetune": asdict(config.finetune)}
+    plain = {"strategy": asdict(GradientDownloadStrategy()), "finetune": asdict(FinetuneConfig())}
+    for key in _UNUSED[strategy.variant]:
+        group, _, name = key.partition(".")
+        if given[group][name] != plain[group][name]:
+            text = "strategy.variant=%s does not use %s=%s"
+            log.warning(text, strategy.variant, key, given[group][name])
 
 
 def _require_pairs(config: Config, aggregation: str) -> None:

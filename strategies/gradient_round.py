@@ -42,7 +42,7 @@ class GradientPlan:
             predicted tokens) in the batch.
         max_in_flight: devices in one pass, >= 1.
         timeout_s: seconds for one exchange.
-        max_steps: the most local steps a device may make; None for no limit.
+        max_steps: the most local steps a device may make, >= 1.
         noise_multiplier: of the noise devices put on features; 0 without.
         releases: how often a round sends one example's features at most, >= 1.
     """
@@ -51,7 +51,7 @@ class GradientPlan:
     shared: bool
     max_in_flight: int
     timeout_s: float
-    max_steps: int | None = None
+    max_steps: int
     noise_multiplier: float = 0.0
     releases: int = 1
 
@@ -159,7 +159,7 @@ class GradientRound:
 
     def _read(self, _device: int, payload: Payload) -> Arrived:
         require_kind(payload, FEATURES)
-        if self._plan.max_steps is not None and payload.step >= self._plan.max_steps:
+        if payload.step >= self._plan.max_steps:
             raise WireError("wrong-step", f"features after {self._plan.max_steps} local steps")
         return self._server.read(payload, with_labels=self._plan.labels_at_server)
 

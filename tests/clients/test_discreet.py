@@ -17,17 +17,17 @@ from strategies.stream_exchange import StreamExchange
 from strategies.stream_listener import StreamListener
 from tests.exchange_fixtures import local, roster_of, threaded, toy_app
 
-SECRET = "hiv-positive"
+PRIVATE = "hiv-positive"
 
 
 def _names_a_label(_state: bytes | None, _blob: bytes) -> tuple[bytes | None, bytes]:
     """A device whose own file has a label the server does not know."""
-    encode_labels(Examples({"text": ["x"], "label": [SECRET]}), "label", ("no", "yes"))
+    encode_labels(Examples({"text": ["x"], "label": [PRIVATE]}), "label", ("no", "yes"))
     raise AssertionError
 
 
 def _refuses(_state: bytes | None, _blob: bytes) -> tuple[bytes | None, bytes]:
-    raise WireError("wrong-shape", SECRET)
+    raise WireError("wrong-shape", PRIVATE)
 
 
 @contextmanager
@@ -60,10 +60,10 @@ def test_the_server_hears_the_kind_and_the_device_logs_the_text(
         case Lost(reason, detail):
             assert reason == "error"
             assert kind in detail
-            assert SECRET not in detail
+            assert PRIVATE not in detail
         case _:
             raise AssertionError
-    assert SECRET in caplog.text
+    assert PRIVATE in caplog.text
 
 
 ACTIONS = ("train.emulator", "train.front", "train.step", "train.stream", "query.hello")
@@ -74,7 +74,7 @@ def test_no_action_of_the_app_lets_a_text_through(
     action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_given: object) -> None:
-        raise OSError(SECRET)
+        raise OSError(PRIVATE)
 
     monkeypatch.setattr("clients.build._facts", fails)
     monkeypatch.setattr("fl_app.client_app.cache_of", fails)

@@ -126,6 +126,7 @@ PRIVATE: dict[str, tuple[str, str, Change, str]] = {
     "no prompt": ("prompt", "begin", _without_prompt, "wrong-shape"),
     "no error": ("cut", "begin", lambda p: Payload(p.kind, p.step, {}, p.arrays), "missing"),
     "error": ("cut", "begin", _scalar(feature_error=float("nan")), "missing"),
+    "huge error": ("cut", "begin", _scalar(feature_error=1.7e308), "missing"),
     "wide factors": ("lora", "begin", _each("own|", _wider), "wrong-shape"),
     "nan factors": ("lora", "begin", _each("own|", _nan), "not-finite"),
     "more factors": ("lora", "begin", _more("own|new"), "missing"),
