@@ -170,7 +170,7 @@ class GradientWorker(PartWorker):
         return {name for name in state.now if travels(name, how, state.round)}
 
     def _secret(self, state: LocalState) -> np.random.Generator:
-        """Returns the source of noise: repeatable in simulation, nobody's guess on real devices."""
+        """Returns the source of noise: repeatable in simulation, and else seeded by the system."""
         match self._config.federation:
             case SimulationFederation():
                 place = state.round, state.device, state.step

@@ -22,7 +22,8 @@ class FinetuneConfig:
 
     epochs: int = 1
     max_steps: int | None = 10
-    """At most this many local steps a round; null: no limit."""
+    """At most this many local steps a round; null: no limit (not with gradient download, where the
+    server waits for every step)."""
     batch_size: int = 8
     lr: float = 5e-3
     """AdamW learning rate of LoRA or the soft prompt. Where gradients are small (language models),

@@ -48,7 +48,7 @@ def _read(order: wire.Order, message: Message) -> wire.Reply:
 @cases
 @given(
     num_examples=st.integers(1, 10**9),
-    loss=st.floats(allow_nan=False, allow_infinity=False),
+    loss=st.floats(allow_nan=False, allow_infinity=False, width=32),
     seconds=st.floats(0, 1e9),
 )
 def test_an_answer_arrives_as_it_was_given(num_examples: int, loss: float, seconds: float) -> None:
