@@ -47,9 +47,11 @@ class ScalarConfig:
 
     Features cross once, so every round walks over the same batches: the first
     ``finetune.max_steps`` of the device's rows. Of finetune's options lr, head_lr, eps,
-    weight_decay and clip_norm have no effect here. A round costs a device less than 20 kB, with the default
-    pool, for up to some 1800 steps with labels at the server, and with private labels (8 texts, 2
-    classes) for up to 26.
+    weight_decay and clip_norm have no effect here.
+
+    After the first a round costs a device less than 20 kB, with the default pool, for up to some
+    1800 steps with labels at the server, and for up to 26 with private labels (8 texts a step, 2
+    classes).
     """
 
     step: float = 1e-3
