@@ -1,5 +1,6 @@
 """Books one round of features, and of their gradients, that crossed a neural connection."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,6 @@ from fl_app.errors import WireError
 from fl_app.features_wire import FEATURES, UPDATE
 from fl_app.fomo.feature_link import CROSSING, CrossedEnergy
 from fl_app.payload import Payload
-from fl_app.wireless.report import safe_ratio
 from strategies.crossings import Crossings
 
 _SAYS = (FEATURES, UPDATE)
@@ -67,9 +67,8 @@ class FeatureCrossings:
             "connection_feature_nmse": (total.forward_error, total.forward_energy),
             "connection_gradient_nmse": (total.backward_error, total.backward_energy),
         }
-        return {
-            name: safe_ratio(error, energy) for name, (error, energy) in found.items() if energy > 0
-        }
+        ratios = {name: error / energy for name, (error, energy) in found.items() if energy > 0}
+        return {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
 
 
 def _crosses(name: str) -> bool:
