@@ -28,11 +28,13 @@ from fl_app.features_wire import (
     parameters_out,
     read_begin,
 )
+from fl_app.fomo.feature_link import FeatureLink
 from fl_app.fomo.feature_noise import noised
+from fl_app.fomo.front import masks_of
 from fl_app.payload import Payload, Scalar
 from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
-from fl_app.settings import aggregation_of, local_tuning
+from fl_app.settings import aggregation_of, feature_link_spec, local_tuning
 from fl_app.tasks import Batch
 from fl_app.updates import layout_hash, travels
 
@@ -54,7 +56,7 @@ class GradientWorker(PartWorker):
             start=begin.adapter,
             now=begin.adapter,
         )
-        return self._features(session, state)
+        return self._features(session, state, self._link(state))
 
     def _continue(self, blob: bytes, payload: Payload) -> tuple[LocalState | None, Payload]:
         state = read_state(blob)
@@ -73,7 +75,9 @@ class GradientWorker(PartWorker):
 
     # --- the three things a device does ------------------------------------------------------
 
-    def _features(self, session: DeviceSession, state: LocalState) -> tuple[LocalState, Payload]:
+    def _features(
+        self, session: DeviceSession, state: LocalState, link: FeatureLink
+    ) -> tuple[LocalState, Payload]:
         """Front on the next batch: features up."""
         batch, loss = self._batch(session, state), session.loss_of(state.device)
         session.write(state.now)
@@ -86,6 +90,7 @@ class GradientWorker(PartWorker):
                 noise_multiplier=privacy.noise_multiplier,
                 rng=self._secret(state),
             )
+        features = link.up(features, state.step)
         rng = generator(self._config.seed, "features", state.round, state.device, state.step)
         arrays = self._wire.features(features, rng)
         error = self._wire.error(features, arrays)
@@ -99,7 +104,7 @@ class GradientWorker(PartWorker):
             OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
         )
         kept = replace(state, readout={"readout": features.readout.numpy()})
-        return kept, Payload(FEATURES, state.step, {ERROR: error}, arrays)
+        return kept, Payload(FEATURES, state.step, {ERROR: error, **link.scalars()}, arrays)
 
     def _slopes(
         self, session: DeviceSession, state: LocalState, payload: Payload
@@ -132,10 +137,12 @@ class GradientWorker(PartWorker):
         self, session: DeviceSession, state: LocalState, payload: Payload
     ) -> tuple[LocalState | None, Payload]:
         """One optimiser step; then the next features, or after the last step the update."""
-        gradient = self._wire.read_gradient(payload)
+        gradient, batch = self._wire.read_gradient(payload), self._batch(session, state)
+        link = self._link(state)
+        gradient = link.down(gradient, masks_of(batch, gradient.hidden or ()), state.step)
         session.write(state.now)
         session.zero()
-        session.front.backward(self._batch(session, state), session.prompt, gradient)
+        session.front.backward(batch, session.prompt, gradient)
         found = session.gradients(session.names - session.head_names)
         arrived = parameters_in(PARAMETER, payload.arrays)
         if self._strategy.labels == "server":
@@ -147,10 +154,10 @@ class GradientWorker(PartWorker):
             self._tuned(state),
         )
         if after.step < len(self._plan(session, after)):
-            return self._features(session, after)
-        return None, self._update(session, after)
+            return self._features(session, after, link)
+        return None, self._update(session, after, link)
 
-    def _update(self, session: DeviceSession, state: LocalState) -> Payload:
+    def _update(self, session: DeviceSession, state: LocalState, link: FeatureLink) -> Payload:
         scalars: dict[str, Scalar] = {
             wire.ROUND: state.round,
             wire.DEVICE: state.device,
@@ -159,6 +166,7 @@ class GradientWorker(PartWorker):
             wire.NUM_EXAMPLES: len(session.encoded[state.device]),
             wire.LOSS: state.loss_sum / state.step,
             wire.SECONDS: state.seconds,
+            **link.scalars(),
         }
         update = {name: state.now[name] - state.start[name] for name in self._tuned(state)}
         return Payload(UPDATE, state.step, scalars, update)
@@ -168,6 +176,10 @@ class GradientWorker(PartWorker):
     def _tuned(self, state: LocalState) -> set[str]:
         how = aggregation_of(self._config.peft)
         return {name for name in state.now if travels(name, how, state.round)}
+
+    def _link(self, state: LocalState) -> FeatureLink:
+        spec = feature_link_spec(self._config)
+        return FeatureLink(spec, self._config.seed, state.round, state.device)
 
     def _secret(self, state: LocalState) -> np.random.Generator:
         """Returns the source of noise: repeatable in simulation, and else seeded by the system."""

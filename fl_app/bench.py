@@ -26,8 +26,10 @@ from fl_app.schema import (
     Config,
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
+    HeadConfig,
     HubModel,
     LocalModel,
+    LoraConfig,
     MinilmModel,
     ModelConfig,
     SimulationFederation,
@@ -158,8 +160,15 @@ def _piece(
 
 
 def _warn_of_one_way(config: Config, full: Adapter, blocks: tuple[int, ...]) -> None:
-    """Says so where no gradient will cross the neural connection."""
+    """Says so where no gradient will cross the neural connection of an emulator."""
     block = config.connection.block
+    match config.strategy, config.peft:
+        case EmulatorDownloadStrategy(), HeadConfig() | LoraConfig():
+            pass
+        case (
+            _
+        ):  # a soft prompt is in front of every block; gradient download asks for what it wants
+            return
     if block is not None and not gradients_return(full.bare_model, block=block, blocks=blocks):
         log.warning(
             "connection.block=%d: nothing in front of it is tuned, so no gradient returns over the "

@@ -240,6 +240,11 @@ def link_spec(connection: ConnectionConfig) -> LinkSpec:
     )
 
 
+def feature_link_spec(config: Config) -> LinkSpec | None:
+    """Returns the link that features of gradient download cross; None where they are bytes."""
+    return None if config.connection.block is None else link_spec(config.connection)
+
+
 def connect(config: Config, adapter: Adapter, blocks: Sequence[int]) -> Insertion | None:
     """Puts the configured neural connection into an adapter's model; None where none is wanted.
 

@@ -175,6 +175,11 @@ def most_steps(config: Config) -> int:
     return config.finetune.max_steps
 
 
+def _feature_crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings | None:
+    """Returns what books features that cross; None where they travel as bytes."""
+    return None if connection.block is None else _crossings(connection, ledger)
+
+
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     """Returns what books the neural connections of a run."""
     back_dbm = connection.gradient_tx_power_dbm
@@ -243,6 +248,7 @@ def build_strategy(
         case GradientDownloadStrategy() as strategy, FeatureServer():
             return GradientDownload(
                 server=server,
+                crossings=_feature_crossings(config.connection, ledger),
                 plan=GradientPlan(
                     labels_at_server=strategy.labels == "server",
                     shared=strategy.shared_gradient,

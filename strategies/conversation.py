@@ -8,6 +8,7 @@ from fl_app.errors import WireError
 from fl_app.features_wire import MAX_BYTES, NO_FRONT
 from fl_app.payload import Payload, read_payload
 from strategies.exchange import Exchange, Lost
+from strategies.feature_crossings import FeatureCrossings
 from strategies.round_log import RoundLog
 
 log = logging.getLogger("deft")
@@ -28,6 +29,7 @@ class Conversation:
         log: devices lost are booked here.
         book: bytes are booked here.
         uplink: kind of an answer to what it is booked as; what is of no such kind is control.
+        crossings: books what crossed a neural connection; None where everything travels as bytes.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Conversation:
         log: RoundLog,
         book: Book,
         uplink: Mapping[str, str],
+        crossings: FeatureCrossings | None = None,
     ) -> None:
         self._exchange, self._timeout_s, self._number = exchange, timeout_s, number
         self._log, self._book, self._uplink = log, book, uplink
+        self._crossings = crossings
 
     def send(
         self, outgoing: Mapping[int, Payload], what: str, *, ahead: int = 0
@@ -59,7 +63,7 @@ class Conversation:
         """
         blobs = self.each(outgoing, self._packed)
         for device, blob in blobs.items():
-            self._book("downlink", device, what, len(blob))
+            self._book_payload("downlink", device, outgoing[device], what, len(blob))
         answers = self._exchange.exchange(blobs, self._timeout_s) if blobs else {}
 
         def opened(device: int, answer: bytes | Lost) -> Payload:
@@ -114,12 +118,22 @@ class Conversation:
         except WireError:
             self._book("uplink", device, "control", len(answer))
             raise
-        self._book("uplink", device, self._uplink.get(payload.kind, "control"), len(answer))
+        what = self._uplink.get(payload.kind, "control")
+        self._book_payload("uplink", device, payload, what, len(answer))
         if payload.kind == NO_FRONT:
             raise WireError("no-emulator", "its part of the model is gone")
         if payload.step != step:
             raise WireError("wrong-step", f"answers local step {payload.step}, is at {step}")
+        if self._crossings is not None:
+            self._crossings.arrived(device, payload)
         return payload
+
+    def _book_payload(
+        self, link: str, device: int, payload: Payload, what: str, num_bytes: int
+    ) -> None:
+        if self._crossings is not None:
+            what, num_bytes = self._crossings.digital(payload, what, num_bytes)
+        self._book(link, device, what, num_bytes)
 
 
 def chunks(devices: list[int], size: int) -> Iterator[list[int]]:

@@ -35,18 +35,27 @@ class Crossings:
         """Books what one device's replies say."""
         found = (_counts(message, order) for message in messages)
         counts = next((counts for counts in found if counts), None)
-        if counts is None:
-            return
+        if counts is not None:
+            self.book_counts(order.round, order.device, counts)
+
+    def book_counts(self, round: int, device: int, counts: Mapping[str, int]) -> None:
+        """Books what crossed one device's connection; adds up.
+
+        Args:
+            round: server round.
+            device: partition index.
+            counts: a number >= 0 for each of ``wire.CROSSED``.
+        """
         forward_s = counts["forward_uses"] / self.bandwidth_hz
         backward_s = counts["backward_uses"] / self.bandwidth_hz
         self.ledger.book_connection(
-            round=order.round,
+            round=round,
             uses=counts["forward_uses"] + counts["backward_uses"],
             seconds=forward_s + backward_s,
             joules=self.tx_power * forward_s,
             server_joules=self.gradient_tx_power * backward_s,
         )
-        place = {"round": order.round, "device": order.device}
+        place = {"round": round, "device": device}
         self.ledger.book(**place, link="uplink", what="control", num_bytes=counts["forward_bytes"])
         self.ledger.book(
             **place, link="downlink", what="control", num_bytes=counts["backward_bytes"]

@@ -9,6 +9,7 @@ from fl_app.errors import ConfigError, RunError
 from fl_app.privacy import require_accountant
 from fl_app.schema import (
     Config,
+    ConnectionConfig,
     FinetuneConfig,
     GradientDownloadStrategy,
     IdealChannel,
@@ -100,9 +101,32 @@ def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None
             f"none with strategy.variant={strategy.variant}; choose variant prompt or lora"
         )
     if config.connection.block is not None:
+        _require_crossing(config.connection, strategy)
+
+
+def _require_crossing(connection: ConnectionConfig, strategy: GradientDownloadStrategy) -> None:
+    """Checks that features can cross a neural connection, which sits where the model is cut."""
+    if strategy.variant == "scalar":
         raise ConfigError(
-            "connection.block puts a neural connection inside an emulator; with "
-            "strategy=gradient_download set connection.block=null"
+            "strategy.variant=scalar sends features once and keeps them for all rounds, and no "
+            "gradient of them comes back, so there is no connection to tune through; set "
+            "connection.block=null, or choose variant prompt, cut or lora"
+        )
+    place = strategy.cut if strategy.variant == "cut" else 0
+    if connection.block != place:
+        raise ConfigError(
+            f"connection.block={connection.block}: with strategy.variant={strategy.variant} "
+            f"features enter the server's blocks at block {place}; set connection.block={place}"
+        )
+    if connection.carries != "features":
+        raise ConfigError(
+            f"connection.carries={connection.carries}: gradient download sends features over a "
+            "connection; set connection.carries=features"
+        )
+    if strategy.features != "float32":
+        raise ConfigError(
+            f"strategy.features={strategy.features} codes features into bytes, and over a "
+            "connection they travel as numbers; set strategy.features=float32"
         )
 
 

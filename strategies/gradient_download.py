@@ -7,7 +7,9 @@ from typing import Any
 from fl_app.features_wire import Begin
 from fl_app.payload import Payload
 from fl_app.privacy import features_epsilon
+from strategies.crossings import Crossings
 from strategies.exchange import Exchange
+from strategies.feature_crossings import FeatureCrossings
 from strategies.feature_server import FeatureServer
 from strategies.gradient_round import GradientPlan, GradientRound
 from strategies.part_download import Finished, PartDownload
@@ -20,12 +22,20 @@ class GradientDownload(PartDownload):
     Args:
         server: computes on features.
         plan: how a round goes.
+        crossings: what neural connections cost; None where features travel as bytes.
         **collaborators: see ``PartDownload``.
     """
 
-    def __init__(self, *, server: FeatureServer, plan: GradientPlan, **collaborators: Any) -> None:
+    def __init__(
+        self,
+        *,
+        server: FeatureServer,
+        plan: GradientPlan,
+        crossings: Crossings | None,
+        **collaborators: Any,
+    ) -> None:
         super().__init__(**collaborators)
-        self._server, self._plan = server, plan
+        self._server, self._plan, self._crossings = server, plan, crossings
         self._releases: Counter[int] = Counter()
 
     def converse(
@@ -33,10 +43,18 @@ class GradientDownload(PartDownload):
     ) -> dict[int, Finished]:
         """Makes local steps in lockstep; see ``PartDownload.converse``."""
         self._account(devices, book)
+        crossed = None if self._crossings is None else FeatureCrossings(self._crossings, number)
         steps = GradientRound(
-            self._server, exchange, self._plan, number=number, log=book, book=self._book_bytes
+            self._server,
+            exchange,
+            self._plan,
+            number=number,
+            log=book,
+            book=self._book_bytes,
+            crossings=crossed,
         )
         updates = steps.run({device: self._begin(device) for device in devices})
+        book.metrics |= {} if crossed is None else crossed.figures()
         return {
             device: Finished(dict(payload.arrays), payload.scalars)
             for device, payload in updates.items()

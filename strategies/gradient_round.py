@@ -24,6 +24,7 @@ from fl_app.fomo.features import FeatureGradient
 from fl_app.payload import Payload
 from strategies.conversation import Book, Conversation, chunks
 from strategies.exchange import Exchange
+from strategies.feature_crossings import FeatureCrossings
 from strategies.feature_reader import Arrived
 from strategies.feature_server import FeatureServer, Step
 from strategies.round_log import RoundLog
@@ -67,6 +68,7 @@ class GradientRound:
         log: devices lost are booked here, and ``feature_error``, the mean over devices and steps of
             the relative error that coding made.
         book: bytes are booked here.
+        crossings: what crosses a neural connection is booked here; None without one.
     """
 
     def __init__(
@@ -78,11 +80,18 @@ class GradientRound:
         number: int,
         log: RoundLog,
         book: Book,
+        crossings: FeatureCrossings | None = None,
     ) -> None:
         self._server, self._plan = server, plan
         self._number, self._log = number, log
         self._talk = Conversation(
-            exchange, timeout_s=plan.timeout_s, number=number, log=log, book=book, uplink=_UPLINK
+            exchange,
+            timeout_s=plan.timeout_s,
+            number=number,
+            log=log,
+            book=book,
+            uplink=_UPLINK,
+            crossings=crossings,
         )
 
     def run(self, begin: Mapping[int, Payload]) -> dict[int, Payload]:

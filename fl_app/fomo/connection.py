@@ -109,11 +109,24 @@ class Connection(AirModule):
         if vectors.shape[-1] != self.width:
             raise ModelError(f"vectors {tuple(vectors.shape)} must be [..., {self.width}]")
         self._begin_pass()
-        rows = None
-        if mask is not None and not bool(mask.all()):
-            rows = mask.reshape(-1).nonzero().squeeze(1)
-        out: torch.Tensor = _Exchange.apply(vectors, self, rows)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Exchange.apply(  # type: ignore[no-untyped-call]
+            vectors, self, _real_rows(mask)
+        )
         return out
+
+    def send(self, vectors: torch.Tensor, mask: torch.Tensor | None, *, back: bool) -> torch.Tensor:
+        """Sends one way without autograd: what ``forward`` or its backward pass makes of vectors.
+
+        Args:
+            vectors: [..., width], or gradients [..., num_outputs] to send back; not changed.
+            mask: [...], true for real tokens, as for ``forward``.
+            back: from server to device.
+
+        Raises:
+            ModelError: no channel was drawn, or a vector is not finite.
+        """
+        self._begin_pass()
+        return self.exchange(vectors, _real_rows(mask), self.link, back=back)
 
     def exchange(
         self, vectors: torch.Tensor, rows: torch.Tensor | None, link: StreamLink, *, back: bool
@@ -241,6 +254,13 @@ class Connection(AirModule):
         else:
             self.book.forward_uses += num_vectors * num_uses
             self.book.forward_bytes += _REAL_BYTES * reals
+
+
+def _real_rows(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Returns the indices of real tokens; None where all are."""
+    if mask is None or bool(mask.all()):
+        return None
+    return mask.reshape(-1).nonzero().squeeze(1)
 
 
 def _energy(values: torch.Tensor) -> float:

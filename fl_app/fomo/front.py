@@ -1,5 +1,6 @@
 """The front: a device's embeddings and first blocks, and its soft prompt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,12 +48,10 @@ class Front:
         readout = self._head.readout(
             hidden[-1].shape, batch, loss, m if self._part.num_stacks == 1 else 0
         )
-        masks = [torch.ones(state.shape[:2], dtype=torch.bool) for state in hidden]
-        if "attention_mask" in batch:
-            masks[0] = batch["attention_mask"].bool()
+        own = (hidden[0][:, m:].clone(), *hidden[1:])
         return Features(
-            hidden=(hidden[0][:, m:].clone(), *hidden[1:]),
-            masks=(masks[0], *masks[1:]),
+            hidden=own,
+            masks=masks_of(batch, own),
             prompt=None if prompt is None else hidden[0][0, :m].clone(),
             readout=readout,
         )
@@ -118,3 +117,16 @@ class Front:
                 f"{part.model.config.model_type} model for model.task={part.task}; choose "
                 "strategy.variant=cut or lora"
             )
+
+
+def masks_of(batch: Batch, states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns for each stack bool [B, S], true for real tokens.
+
+    Args:
+        batch: the task's batch; only what the first stack reads is padded.
+        states: for each stack [B, S, d], without the prompt.
+    """
+    masks = [torch.ones(state.shape[:2], dtype=torch.bool) for state in states]
+    if masks and "attention_mask" in batch:
+        masks[0] = batch["attention_mask"].bool()
+    return tuple(masks)

@@ -29,6 +29,8 @@ _NAMES = {
     "num_parameters": "parameters",
     "num_blocks": "blocks",
     "connection_nmse": "connection NMSE",
+    "connection_feature_nmse": "NMSE of features",
+    "connection_gradient_nmse": "NMSE of their gradients",
     "connection_clipping_nmse": "of this clipping",
     "connection_clipped_share": "symbols clipped",
 }

@@ -15,7 +15,9 @@ class ConnectionConfig:
 
     block: int | None = None
     """The block, counted from 0 in the full model, that activations enter over the air; the blocks
-    in front of it are the device's. null: no connection, and the other options do nothing."""
+    in front of it are the device's. With strategy=gradient_download that is the server's first:
+    strategy.cut for variant=cut, 0 for prompt and lora. null: no connection, and the other options
+    do nothing."""
     carries: str = "features"
     """features (the hidden states that enter the block) or lora_a (the product A x of every LoRA
     layer in the block; needs peft.aggregation=freeze-a)."""

@@ -195,7 +195,7 @@ def test_a_shared_gradient_weighs_devices_by_their_predicted_tokens(
         (
             ("strategy.variant=lora", "connection.block=4"),
             ConfigError,
-            r"connection\.block=null",
+            r"connection\.block=0",
         ),
         (
             ("strategy.variant=prompt", "peft=prompt", "peft.num_tokens=21"),
