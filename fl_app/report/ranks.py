@@ -42,7 +42,7 @@ def draw_ranks(result: RunResult) -> Figure | None:
         np.arange(ranks.shape[1] + 1) - 0.5, edges[0], edges[-1], color="white", linewidth=2
     )
     axes.grid(visible=False)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [canvas.literal(name) for name in rows])
     step = -(-ranks.shape[1] // 25)
     axes.set_xticks(range(0, ranks.shape[1], step))
     axes.tick_params(length=0)

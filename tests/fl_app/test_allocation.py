@@ -13,13 +13,15 @@ from fl_app.config import load_config
 from fl_app.errors import ConfigError, DeftError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.emulator import Split
+from fl_app.layout.errors import LayoutError
 from fl_app.layout.prefix import cut, is_within
 from fl_app.layout.rules import PROFILES, profile
 from fl_app.pricing import LayoutPrices
 from fl_app.schema import DeviceConfig, LoraConfig
 from fl_app.settings import adapter_for
 from fl_app.updates import Update, blob_bytes, num_reals
-from tests.federation_fixtures import Player, player, tiny_federation
+from fl_app.variants import REFERENCES, as_reference
+from tests.federation_fixtures import CLASSES, Player, player, tiny_federation
 from tests.fixtures_models import DEPTH, LABELS, TinyModels
 
 __all__ = ["player", "tiny_federation"]
@@ -215,23 +217,31 @@ def test_bytes_of_a_blob_are_known_from_its_shapes(shapes: dict[str, tuple[int, 
 
 
 def test_a_comparison_run_has_the_layouts_of_its_run(player: Player) -> None:
-    """Priced on the run's emulator, though the comparison's devices hold the full model."""
-    from fl_app.variants import as_reference
-
-    words = (
-        "peft=lora_linear_up",
-        "peft.layout.step_s=1e-6",
-        "federation.classes=[{name:a,share:1},{name:b,share:1,params:300}]",
+    """Priced on the run's emulator: the full model would not even keep the limit."""
+    classes = "federation.classes=[{name:a,share:1},{name:b,share:1,params:120}]"
+    bench, start = player.bench(player.tiny.overrides())
+    peft = bench.config.peft
+    assert type(peft) is LoraConfig
+    prices = LayoutPrices(
+        bench.config,
+        peft,
+        bench.backbone.model.config,
+        num_labels=len(CLASSES),
+        split=bench.piece.split,
+        shapes={name: array.shape for name, array in start.items()},
     )
+    limit = prices.of(DeviceConfig())([2, 2]).step_s * 1.01
+    words = (classes, f"peft.layout.step_s={limit}")
     run = load_config(player.tiny.overrides(*words))
     own = prepare(run)
-    for name in ("federated_full", "centralised", "frozen"):
-        config = as_reference(run, name)
-        bench = prepare(config, like=run)
+    assert own.allocation.classes["a"] == own.allocation.server == {0: 2, 4: 2}
+    with pytest.raises(LayoutError, match="step_s"):
+        prepare(as_reference(run, "federated_full"))
+    for name in REFERENCES:
+        compared = prepare(as_reference(run, name), like=run)
         if name == "frozen":
-            assert bench.allocation == Allocation(server={})
+            assert compared.allocation == Allocation(server={})
             continue
-        assert bench.allocation.server == own.allocation.server
-        assert bench.full.layout == own.full.layout
-        same = bench.allocation.classes == own.allocation.classes
+        assert compared.allocation.server == compared.full.layout == own.full.layout
+        same = compared.allocation.classes == own.allocation.classes
         assert same == (name == "federated_full")
