@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from fl_app.errors import ModelError
-from fl_app.fomo.adapter import is_head, lora_start
+from fl_app.fomo.adapter import is_head
 from fl_app.fomo.device_package import unpack_device_part
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
+from fl_app.fomo.lora import lora_start
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.settings import device_parameters, task_for

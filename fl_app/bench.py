@@ -4,12 +4,13 @@ Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fl_app.allocation import Allocation, allocate
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
@@ -40,6 +41,7 @@ from fl_app.settings import (
     connect,
     prompted_body,
     require_peft_fits,
+    split_of,
     task_for,
 )
 from fl_app.tasks import Encoded, Task
@@ -66,6 +68,7 @@ class Bench:
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
+        allocation: which blocks have how much LoRA, on the server and on every device.
     """
 
     config: Config
@@ -77,6 +80,7 @@ class Bench:
     round_test: Encoded
     facts: dict[str, Any]
     full_link: Insertion | None = None
+    allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
 
 
 def model_source(model: ModelConfig) -> str:
@@ -92,8 +96,15 @@ def model_source(model: ModelConfig) -> str:
             raise ConfigError(f"model of type {type(model).__name__} has no source")
 
 
-def prepare(config: Config, material: Material | None = None) -> Bench:
+def prepare(
+    config: Config, material: Material | None = None, *, like: Config | None = None
+) -> Bench:
     """Loads model and data, and makes what devices download once.
+
+    Args:
+        config: the run's configuration.
+        material: its data; None loads them.
+        like: the run that this one is compared with, whose layouts it has; None for its own.
 
     Raises:
         DeftError: anything is missing or does not fit.
@@ -125,6 +136,10 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         later_tuned=piece.later_tuned,
         carried=carried,
     )
+    allocation = _allocation(config, like or config, backbone, piece, full)
+    for adapter in (full, piece.emulated):
+        if adapter is not None and allocation.server:
+            adapter.resize(allocation.server)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
@@ -143,7 +158,26 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
         full_link=connect(config, full, blocks),
+        allocation=allocation,
     )
+
+
+def _allocation(
+    config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
+) -> Allocation:
+    """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
+    split = piece.split
+    match like.strategy:
+        case EmulatorDownloadStrategy(emulator=emulator):
+            split = split_of(emulator, backbone.model.config)
+    made = allocate(
+        replace(like, peft=config.peft),
+        backbone.model.config,
+        num_labels=0 if config.model.task == "causal_lm" else len(backbone.labels),
+        split=split,
+        adapter=full,
+    )
+    return made if config.federation.classes else Allocation(server=made.server)
 
 
 def _piece(

@@ -27,6 +27,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 _OPEN = "strategy.server_rule.options"
 """The one table without fixed keys: what it may hold depends on the rule."""
 
+LAYOUT_FILES = ("linear_up", "linear_down", "u_shape", "top_n")
+"""Layout rules with a file of their own in ``conf/peft``."""
 GROUPS: dict[str, dict[str, type]] = {
     "model": {
         "minilm": schema.MinilmModel,
@@ -35,6 +37,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "peft": {
         "lora": schema.LoraConfig,
+        **{f"lora_{rule}": schema.LoraConfig for rule in LAYOUT_FILES},
         "head": schema.HeadConfig,
         "prompt": schema.PromptTuningConfig,
     },

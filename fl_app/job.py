@@ -68,7 +68,7 @@ def federate(
         config,
         roster=roster,
         ledger=outcome.ledger,
-        layout_hash=bench.full.layout_hash(),
+        layouts=bench.allocation,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,6 +44,24 @@ def layout_hash(update: Mapping[str, NDArray[np.float32]]) -> str:
     """Returns the SHA-256 of names and shapes: equal where adapters fit together."""
     layout = [(name, list(update[name].shape), "float32") for name in sorted(update)]
     return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
+
+def travelling(
+    adapter: Mapping[str, NDArray[np.float32]], aggregation: str, server_round: int
+) -> Update:
+    """Returns the parameters that are tuned and sent in a round; see ``travels``."""
+    return {n: array for n, array in adapter.items() if travels(n, aggregation, server_round)}
+
+
+def blob_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Returns the bytes of ``fl_app.wire.to_blob`` for float32 arrays of these shapes."""
+    header, end = {}, 0
+    for name in sorted(shapes):
+        start, end = end, end + 4 * math.prod(shapes[name])
+        place = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+        header[name] = place
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end
 
 
 def is_finite(update: Mapping[str, NDArray[np.float32]]) -> bool:

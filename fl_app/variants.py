@@ -41,7 +41,10 @@ def as_reference(config: Config, name: str) -> Config:
             connection = whole.connection
             if connection.carries == "lora_a":  # a head alone has no A to compute
                 connection = dataclasses.replace(connection, block=None)
-            return dataclasses.replace(whole, peft=HeadConfig(), connection=connection)
+            alike = dataclasses.replace(whole.federation, classes=[])
+            return dataclasses.replace(
+                whole, peft=HeadConfig(), connection=connection, federation=alike
+            )
         case "federated_full":
             return _full_model(config)
         case "centralised":
@@ -83,7 +86,9 @@ def _one_device(config: Config) -> Config:
     return dataclasses.replace(
         config,
         strategy=dataclasses.replace(config.strategy, num_rounds=1, server_rule=ServerRuleConfig()),
-        federation=dataclasses.replace(federation, num_devices=1, devices_per_round=None),
+        federation=dataclasses.replace(
+            federation, num_devices=1, devices_per_round=None, classes=[]
+        ),
         data=dataclasses.replace(
             config.data, partition=dataclasses.replace(config.data.partition, kind="iid")
         ),

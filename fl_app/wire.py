@@ -6,7 +6,7 @@ instead of one per tensor, and the bytes booked are the bytes sent.
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fl_app.errors import WireError
+from fl_app.layout_wire import layout_fields, read_layout
 from fl_app.updates import Update, is_finite
 
 ADAPTER, UPDATE, EMULATOR = "adapter", "update", "emulator"
@@ -41,7 +42,19 @@ MAX_FIGURE = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Order:
-    """What the server tells one device: whose turn it is and with what."""
+    """What the server tells one device: whose turn it is and with what.
+
+    Attributes:
+        round: server round.
+        device: partition id.
+        num_devices: devices of the federation.
+        model_hash: content hash of what the device computes on.
+        adapter: as this device is sent it: the prefix slices of its layout.
+        emulator: packed, where the device is not known to hold it.
+        proximal_mu: FedProx's mu.
+        layout: LoRA's rank in every tuned block, 0 for a block to be left alone; empty where the
+            adapter has no LoRA.
+    """
 
     round: int
     device: int
@@ -50,6 +63,7 @@ class Order:
     adapter: Update
     emulator: bytes | None
     proximal_mu: float = 0.0
+    layout: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,7 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
             MODEL_HASH: order.model_hash,
             PROXIMAL_MU: order.proximal_mu,
             CRC: zlib.crc32(blob_of(adapter)),
+            **layout_fields(order.layout),
         }
     )
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
@@ -137,6 +152,7 @@ def read_order(message: Message) -> Order:
         adapter=from_blob(blob),
         emulator=None if emulator is None else blob_of(emulator),
         proximal_mu=field_of(config, PROXIMAL_MU, float),
+        layout=read_layout(config),
     )
 
 

@@ -9,19 +9,26 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from fl_app import updates, wire
 from fl_app.errors import RunError, WireError
 from fl_app.fomo.package import content_hash
+from fl_app.layout.prefix import cut, pad
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.combine import Combine, Gathered, held_by
 from strategies.judge import by_device
+from strategies.layouts import Layouts
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
@@ -41,7 +48,8 @@ class FederatedDeft(Strategy):
         space: in which space LoRA is combined.
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
-        layout_hash: of the server's adapter.
+        layouts: which device tunes which units.
+        combine: how updates of unequal ranks are combined.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
         timeout_s: seconds to wait when something is fetched again.
@@ -57,7 +65,8 @@ class FederatedDeft(Strategy):
         space: LoraSpace,
         rule: ServerRule,
         ledger: Ledger,
-        layout_hash: str,
+        layouts: Layouts,
+        combine: Combine,
         aggregation: str,
         devices_per_round: int,
         timeout_s: float,
@@ -66,7 +75,8 @@ class FederatedDeft(Strategy):
         self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
         self._blob, self._hash = blob, content_hash(blob)
         self._ledger, self._seed = ledger, seed
-        self._aggregation, self._layout_hash = aggregation, layout_hash
+        self._aggregation, self._layouts = aggregation, layouts
+        self._combine = combine
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._tuned: Update = {}
@@ -122,27 +132,25 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = wire.from_blob(wire.blob_of(arrays))
-        self._tuned = {
-            name: array
-            for name, array in self._adapter.items()
-            if updates.travels(name, self._aggregation, server_round)
-        }
+        self._tuned = updates.travelling(self._adapter, self._aggregation, server_round)
         self.rounds[server_round] = RoundLog()
         proximal_mu = self._rule.announce(server_round, self._space.enter(self._adapter))
         devices = self._roster.devices
         drawn = generator(self._seed, "cohort", server_round).permutation(len(devices))
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
+        layouts = {device: self._layouts.at(server_round, device) for device in cohort}
         self._orders = {
             device: wire.Order(
                 round=server_round,
                 device=device,
                 num_devices=len(devices),
                 model_hash=self.model_hash,
-                adapter=self._adapter,
+                adapter=cut(self._adapter, layout) if layout else self._adapter,
                 emulator=self.download(device),
                 proximal_mu=proximal_mu,
+                layout=layout,
             )
-            for device in cohort
+            for device, layout in layouts.items()
         }
 
     def aggregate_train(
@@ -218,11 +226,18 @@ class FederatedDeft(Strategy):
         Raises:
             RunError: too few for the server's rule.
         """
-        rows = [
-            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
-            for row in received.rows
-        ]
-        return self._space.leave(self._rule.apply(server_round, rows, received.weights))
+        gathered = Gathered(
+            adapter=self._adapter,
+            tuned=self._tuned,
+            received=received,
+            presence=self._held(accepted),
+            weights=np.array([reply.num_examples for reply in accepted], np.float64),
+        )
+        adapter, figures = self._combine.next_adapter(
+            gathered, self._space, partial(self._rule.apply, server_round)
+        )
+        self.rounds[server_round].metrics |= figures
+        return adapter
 
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""
@@ -239,6 +254,7 @@ class FederatedDeft(Strategy):
                 round=server_round,
                 devices=[reply.device for reply in accepted],
                 sizes=[self._tuned[name].size for name in sorted(self._tuned)],
+                presence=self._held(accepted),
             ),
             generator(self._seed, "uplink", server_round),
         )
@@ -257,9 +273,30 @@ class FederatedDeft(Strategy):
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received
 
+    def _held(self, replies: Sequence[wire.Reply]) -> NDArray[np.bool_] | None:
+        """Returns [num_replies, num_params] who holds what; None where everybody holds all."""
+        if self._layouts.is_shared:
+            return None
+        return held_by([self._orders[reply.device].layout for reply in replies], self._tuned)
+
     def _by_device(self, replies: Iterable[Message]) -> dict[int, list[Message]]:
         asked = {m.metadata.message_id: device for device, m in self._sent.items()}
         return by_device(replies, asked)
+
+    def _expected(self, order: wire.Order) -> dict[str, Any]:
+        """Returns what a device's answer must fit: its own adapter, as it was sent."""
+        like = updates.travelling(order.adapter, self._aggregation, order.round)
+        return {"order": order, "layout_hash": updates.layout_hash(order.adapter), "like": like}
+
+    def _accepted(self, reply: wire.Reply) -> wire.Reply:
+        """Returns an answer in the server's coordinates.
+
+        Raises:
+            WireError: it is finite itself but overflows where updates are combined.
+        """
+        whole = replace(reply, update=pad(reply.update, self._tuned))
+        self._require_finite(whole)
+        return whole
 
     def _require_finite(self, reply: wire.Reply) -> None:
         """Refuses an update that is finite itself but overflows where updates are combined."""

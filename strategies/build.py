@@ -35,12 +35,14 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.combine import Combine, Whole, build_combine
 from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
 from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
+from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
@@ -196,7 +198,7 @@ def build_strategy(
     *,
     roster: Roster,
     ledger: Ledger,
-    layout_hash: str,
+    layouts: Layouts,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
 ) -> FederatedDeft:
@@ -206,13 +208,15 @@ def build_strategy(
         config: the run's configuration.
         roster: its devices.
         ledger: books what is sent.
-        layout_hash: of the server's adapter.
+        layouts: which device tunes which units.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
     """
     space: LoraSpace = FactorSpace()
+    combine: Combine = Whole()
     if isinstance(config.peft, LoraConfig):
-        space = build_space(config.peft.aggregation, config.peft.rank)
+        space = build_space(config.peft.aggregation, config.peft.rank, layouts.server)
+        combine = build_combine(config.peft.combine, is_shared=layouts.is_shared)
     common: dict[str, Any] = {
         "blob": blob,
         "roster": roster,
@@ -220,7 +224,8 @@ def build_strategy(
         "space": space,
         "rule": build_rule(config.strategy.server_rule),
         "ledger": ledger,
-        "layout_hash": layout_hash,
+        "layouts": layouts,
+        "combine": combine,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),
         "timeout_s": config.federation.timeout_s,

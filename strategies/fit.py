@@ -18,6 +18,7 @@ from fl_app.schema import (
     RadioChannel,
 )
 from strategies.build import build_rule, most_steps, num_per_round
+from strategies.fit_layouts import require_layouts
 from strategies.roster import Roster
 from strategies.rules import COMPARING
 
@@ -68,6 +69,7 @@ def require_fit(config: Config) -> None:
                 "peft.aggregation=exact needs every device's factors, and this channel hands over "
                 "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
             )
+    require_layouts(config)
     match config.strategy:
         case GradientDownloadStrategy() as strategy:
             _require_variant(config, strategy)

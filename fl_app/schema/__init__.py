@@ -4,6 +4,13 @@ Alternatives are subclasses, so an option that means nothing for a choice does n
 setting it is an error. Checks of one field sit in its ``__post_init__``.
 """
 
+from fl_app.schema.budget import (
+    LAYOUT_RULES,
+    BudgetConfig,
+    DeviceClassConfig,
+    DeviceConfig,
+    LayoutConfig,
+)
 from fl_app.schema.channel import (
     AircompChannel,
     CellConfig,
@@ -56,12 +63,16 @@ from fl_app.schema.strategy import (
 )
 
 __all__ = [
+    "LAYOUT_RULES",
     "AircompChannel",
+    "BudgetConfig",
     "CellConfig",
     "ChannelConfig",
     "Config",
     "ConnectionConfig",
     "DataConfig",
+    "DeviceClassConfig",
+    "DeviceConfig",
     "DigitalChannel",
     "DistilConfig",
     "DocstringsData",
@@ -76,6 +87,7 @@ __all__ = [
     "HubData",
     "HubModel",
     "IdealChannel",
+    "LayoutConfig",
     "LocalData",
     "LocalModel",
     "LoraConfig",

@@ -12,11 +12,12 @@ import torch
 from fl_app import scalar_wire
 from fl_app.errors import WireError
 from fl_app.features_wire import FeatureWire
-from fl_app.fomo.adapter import Adapter, LoraSpec, lora_start
+from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
 from fl_app.fomo.head_output import HeadOutput
+from fl_app.fomo.lora import LoraSpec, lora_start
 from fl_app.fomo.parts import DevicePart, build_device_part, build_trunk_part
 from fl_app.fomo.trunk import Trunk
 from fl_app.scalar_wire import Start
