@@ -13,6 +13,7 @@ import torch
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
+from fl_app.ensemble import Ensemble, ensemble_of
 from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.fomo.adapter import Adapter
@@ -64,6 +65,7 @@ class Bench:
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
+        ensemble: of soft prompts; None where all devices tune one adapter.
     """
 
     config: Config
@@ -75,6 +77,7 @@ class Bench:
     round_test: Encoded
     facts: dict[str, Any]
     full_link: Insertion | None = None
+    ensemble: Ensemble | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -141,7 +144,13 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
         full_link=connect(config, full, blocks),
+        ensemble=ensemble_of(config, backbone=backbone, full=full, task=task, public=public),
     )
+
+
+def starting_adapter(bench: Bench) -> Update:
+    """Returns the adapter of round 0; of all members where there is an ensemble."""
+    return bench.full.read() if bench.ensemble is None else bench.ensemble.start()
 
 
 def _piece(
@@ -177,7 +186,12 @@ def _require_dealing(config: Config, material: Material) -> None:
 
 
 def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter plugged into the full model, through its connection if it has one."""
+    """Measures an adapter plugged into the full model, through its connection if it has one.
+
+    An ensemble's adapter is measured as an ensemble.
+    """
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(bench.full.bare_model, adapter, rows).ensemble
     bench.full.write(adapter)
     if bench.full_link is not None:
         bench.full_link.measure()
@@ -188,11 +202,15 @@ def measure(bench: Bench, adapter: Update, rows: Encoded) -> dict[str, float]:
     """Measures an adapter plugged into the full model, and on the emulator if there is one.
 
     Returns:
-        ``plug_in`` and, as a device would see it, ``emulator``.
+        ``plug_in`` and, as a device would see it, ``emulator``; of an ensemble also
+        ``member_mean`` and ``member_best`` on the full model.
     """
     figures = {"plug_in": measure_plug_in(bench, adapter, rows)}
     if bench.piece.emulated is not None:
         figures["emulator"] = measure_emulator(bench, adapter, rows)
+    if bench.ensemble is not None and (found := bench.ensemble.latest) is not None:
+        triple = found.as_result()
+        figures |= {name: triple[name] for name in ("member_mean", "member_best")}
     return figures
 
 
@@ -205,6 +223,8 @@ def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
     emulated, link = bench.piece.emulated, bench.piece.emulated_link
     if emulated is None:
         raise ConfigError(f"strategy {type(bench.config.strategy).__name__} has no emulator")
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(emulated.bare_model, adapter, rows).ensemble
     emulated.write(adapter)
     if link is not None:
         link.measure()

@@ -21,11 +21,11 @@ from fl_app.fomo.package import content_hash
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.groups import Groups
 from strategies.judge import by_device
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
-from strategies.rules import ServerRule
 from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
@@ -39,7 +39,7 @@ class FederatedDeft(Strategy):
         roster: the devices.
         uplink: how updates reach the server.
         space: in which space LoRA is combined.
-        rule: how the server moves the adapter.
+        groups: which devices share an adapter, and how the server moves it.
         ledger: every byte sent is booked here.
         layout_hash: of the server's adapter.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
@@ -55,7 +55,7 @@ class FederatedDeft(Strategy):
         roster: Roster,
         uplink: Uplink,
         space: LoraSpace,
-        rule: ServerRule,
+        groups: Groups,
         ledger: Ledger,
         layout_hash: str,
         aggregation: str,
@@ -63,12 +63,15 @@ class FederatedDeft(Strategy):
         timeout_s: float,
         seed: int,
     ) -> None:
-        self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
+        self._roster, self._uplink, self._space = roster, uplink, space
+        self.groups = groups
         self._blob, self._hash = blob, content_hash(blob)
         self._ledger, self._seed = ledger, seed
         self._aggregation, self._layout_hash = aggregation, layout_hash
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
+        self._adapters: list[Update] = []
+        """One for each group; ``_adapter`` is all of them, joined."""
         self._tuned: Update = {}
         self._orders: dict[int, wire.Order] = {}
         self._sent: dict[int, Message] = {}
@@ -122,13 +125,15 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = wire.from_blob(wire.blob_of(arrays))
-        self._tuned = {
+        self._adapters = self.groups.split(self._adapter)
+        self._tuned = {  # names and shapes are those of every group
             name: array
-            for name, array in self._adapter.items()
+            for name, array in self._adapters[0].items()
             if updates.travels(name, self._aggregation, server_round)
         }
         self.rounds[server_round] = RoundLog()
-        proximal_mu = self._rule.announce(server_round, self._space.enter(self._adapter))
+        entered = [self._space.enter(adapter) for adapter in self._adapters]
+        proximal_mu = self.groups.announce(server_round, entered)
         devices = self._roster.devices
         drawn = generator(self._seed, "cohort", server_round).permutation(len(devices))
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
@@ -138,7 +143,7 @@ class FederatedDeft(Strategy):
                 device=device,
                 num_devices=len(devices),
                 model_hash=self.model_hash,
-                adapter=self._adapter,
+                adapter=self._adapters[self.groups.of[device]],
                 emulator=self.download(device),
                 proximal_mu=proximal_mu,
             )
@@ -178,6 +183,8 @@ class FederatedDeft(Strategy):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
             )
+        refused = book.dropped.get("rule", [])
+        accepted = [reply for reply in accepted if reply.device not in refused]
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]
@@ -216,13 +223,31 @@ class FederatedDeft(Strategy):
             received: what the uplink made of their updates.
 
         Raises:
-            RunError: too few for the server's rule.
+            RunError: too few for the server's rule in every group.
         """
-        rows = [
-            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
-            for row in received.rows
-        ]
-        return self._space.leave(self._rule.apply(server_round, rows, received.weights))
+        adapters, failed = list(self._adapters), dict[int, RunError]()
+        sorted_rows = self.groups.rows([reply.device for reply in accepted], len(received.rows))
+        for group, places in sorted_rows.items():
+            before = self._adapters[group]
+            rows = [
+                self._space.enter(
+                    updates.add(before, updates.unstack(received.rows[i], self._tuned))
+                )
+                for i in places
+            ]
+            rule = self.groups.rules[group]
+            try:
+                combined = rule.apply(server_round, rows, received.weights[places])
+            except RunError as error:
+                failed[group] = error
+                continue
+            adapters[group] = self._space.leave(combined)
+        if len(failed) == len(sorted_rows):
+            raise next(iter(failed.values()))
+        for reply in accepted:
+            if self.groups.of[reply.device] in failed:
+                self.rounds[server_round].drop(reply.device, "rule")
+        return updates.join(adapters)
 
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""
@@ -264,7 +289,8 @@ class FederatedDeft(Strategy):
     def _require_finite(self, reply: wire.Reply) -> None:
         """Refuses an update that is finite itself but overflows where updates are combined."""
         with np.errstate(over="ignore", invalid="ignore"):
-            entered = self._space.enter(updates.add(self._adapter, reply.update))
+            before = self._orders[reply.device].adapter
+            entered = self._space.enter(updates.add(before, reply.update))
         if not updates.is_finite(entered):
             raise WireError("not-finite", "the update overflows where LoRA is combined")
 

@@ -19,7 +19,7 @@ from fl_app.schema import (
     ServerRuleConfig,
 )
 from fl_app.seed_pool import SeedPool
-from fl_app.settings import aggregation_of
+from fl_app.settings import aggregation_of, num_members_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
 from fl_app.wireless.digital import Ofdma
@@ -41,6 +41,7 @@ from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
+from strategies.groups import Groups, deal
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
@@ -161,6 +162,13 @@ def num_per_round(config: Config, roster: Roster) -> int:
     return min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
 
 
+def build_groups(config: Config, roster: Roster) -> Groups:
+    """Deals the devices: one group, or in a prompt ensemble one for each member."""
+    num_groups = num_members_of(config)
+    rules = [build_rule(config.strategy.server_rule) for _ in range(num_groups)]
+    return Groups(deal(roster.devices, num_groups, config.seed), rules)
+
+
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     """Returns what books the neural connections of a run."""
     back_dbm = connection.gradient_tx_power_dbm
@@ -199,7 +207,7 @@ def build_strategy(
         "roster": roster,
         "uplink": build_uplink(config.channel, config.seed),
         "space": space,
-        "rule": build_rule(config.strategy.server_rule),
+        "groups": build_groups(config, roster),
         "ledger": ledger,
         "layout_hash": layout_hash,
         "aggregation": aggregation_of(config.peft),

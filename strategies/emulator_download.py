@@ -34,7 +34,11 @@ class EmulatorDownload(FederatedDeft):
     ) -> Iterable[Message]:
         """Draws devices and writes one message to each."""
         self.open_round(server_round, arrays, grid)
-        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
+        records = [wire.blob_record(wire.to_blob(adapter)) for adapter in self._adapters]
+        self._sent = {
+            device: self._write(order, records[self.groups.of[device]])
+            for device, order in self._orders.items()
+        }
         return list(self._sent.values())
 
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
@@ -61,13 +65,13 @@ class EmulatorDownload(FederatedDeft):
         if not lost:
             return answered
         log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
-        arrays = wire.blob_record(wire.to_blob(self._adapter))
         for device in sorted(lost):
             self.forget(device)
             old = self._orders[device]
             order = wire.Order(**{**vars(old), "emulator": self.download(device)})
             self._orders[device] = order
-            self._sent[device] = self._write(order, arrays)
+            record = wire.blob_record(wire.to_blob(order.adapter))
+            self._sent[device] = self._write(order, record)
         again = [self._sent[device] for device in sorted(lost)]
         replies = self._grid.send_and_receive(again, timeout=self._timeout_s)
         kept = {device: r for device, r in answered.items() if device not in lost}

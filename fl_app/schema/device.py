@@ -1,19 +1,9 @@
-"""Options of the prompts, local tuning, who takes part, and the output."""
+"""Options of local tuning, who takes part, and the output."""
 
 from dataclasses import dataclass
 from math import inf
 
 from fl_app.schema.checks import require
-
-
-@dataclass
-class PromptConfig:
-    """Soft prompts."""
-
-
-@dataclass
-class NoPrompt(PromptConfig):
-    """No prompts."""
 
 
 @dataclass
