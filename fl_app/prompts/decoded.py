@@ -43,7 +43,9 @@ def exact_matches(
     tokenizer = tokenizer_from(dict(files))
     texts, wanted = [], []
     for i in rows:
-        prompt, completion = _parts(encoded, i, two_stacks=bool(model.config.is_encoder_decoder))
+        prompt, completion = prompt_and_completion(
+            encoded, i, two_stacks=bool(model.config.is_encoder_decoder)
+        )
         if len(completion) <= max_new_tokens:
             texts.append(prompt)
             wanted.append(tokenizer.decode(completion, skip_special_tokens=True).strip())
@@ -66,7 +68,9 @@ def exact_matches(
     }
 
 
-def _parts(encoded: Encoded, row: int, *, two_stacks: bool) -> tuple[list[int], list[int]]:
+def prompt_and_completion(
+    encoded: Encoded, row: int, *, two_stacks: bool
+) -> tuple[list[int], list[int]]:
     """Returns the tokens of a row's prompt and of its completion."""
     ids, targets = encoded.rows[row], encoded.targets[row]
     if two_stacks:

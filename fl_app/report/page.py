@@ -5,7 +5,7 @@ small builders of ``markup``, so that a configuration value can never become mar
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 

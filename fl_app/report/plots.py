@@ -35,8 +35,8 @@ def draw_plots(result: RunResult) -> dict[str, bytes]:
         result: an ok or a failed result.
 
     Returns:
-        Any of ``ladder.png``, ``curves.png``, ``ensemble.png``, ``traffic.png`` and ``devices.png``,
-        in this order.
+        Any of ``ladder.png``, ``curves.png``, ``ensemble.png``, ``traffic.png`` and
+        ``devices.png``, in this order.
     """
     figures = {
         "ladder.png": _ladder(result),
