@@ -1,8 +1,8 @@
 """Members that join and leave while queries are answered: ``python -m scripts.ensemble_online``.
 
 Members of one task (tuned by ``scripts.ensemble_members`` and shared with ``ensemble_triple``) come
-and go by a seeded timetable; some were tuned on flipped labels. Every query is answered by those
-present, weighted by Hedge with sleeping experts (log loss, eta = 1), and then its label arrives.
+and go by a seeded timetable; hostile ones answer for the wrong class. Every query is answered by
+those present, weighted by Hedge with sleeping experts (log loss, eta = 1); then its label arrives.
 The largest regret over members must stay under ln N after every query. Writes ``online.json`` and
 ``online.png``. Needs DEFT_ASSETS (or ``--assets DIR``).
 """
@@ -187,7 +187,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "joins": sum(len(one) for one in stays(present)),
         "leaves": sum(last < chosen.queries for one in stays(present) for _, last in one),
         "largest_regret": max(curves["regret"]),
-        "bound": curves["bound"][-1],
+        "last_bound": curves["bound"][-1],
         "least_slack": float(slack.min()),
         "holds": bool((slack >= -1e-9).all()),
         "member_accuracy": hits.mean(0).tolist(),
@@ -200,7 +200,7 @@ def main(words: Sequence[str] | None = None) -> int:
     draw_online(content, chosen.output / "online.png")
     print(
         f"{chosen.queries} queries, {content['joins']} joins, {content['leaves']} leaves: largest "
-        f"regret {content['largest_regret']:.3f} nats, bound {content['bound']:.3f}, "
+        f"regret {content['largest_regret']:.3f} nats, bound {content['last_bound']:.3f}, "
         f"{'holds' if content['holds'] else 'BROKEN'} after every query"
     )
     return 0 if content["holds"] else 1
