@@ -142,8 +142,8 @@ def test_a_member_that_explodes_or_doubles_has_no_say(player: Player) -> None:
     assert entry["weights"] == [1.0]
 
 
-_LETTERS = range(5, 5 + len(WORDS_KNOWN))
-"""Tokens of the tiny vocabulary that are words; the others decode to nothing."""
+_LETTERS = {0, 1, 2, *range(5, 5 + len(WORDS_KNOWN))}
+"""Tokens this tokenizer writes out; 3 and 4 are special to it, those above are unknown to it."""
 
 
 def _run(tiny: TinyFederation, folder: Path, *words: str) -> RunResult:
