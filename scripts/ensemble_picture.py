@@ -101,7 +101,10 @@ def draw_online(curves: Row, target: Path) -> None:
     upper.plot(queries, curves["regret"], color="C0", lw=1.8, label="largest regret, weighted")
     upper.plot(queries, curves["uniform"], color="C1", lw=1.2, label="largest regret, uniform")
     upper.axhline(0, color="0.85", lw=1)
-    upper.set_yscale("symlog", linthresh=10)
+    ceiling = max(curves["bound"])
+    upper.set_yscale("symlog", linthresh=max(1.5 * ceiling, 1.0), linscale=2.0)
+    upper.set_ylim(bottom=-0.5 * max(ceiling, 1.0))
+    upper.set_xlim(0, len(curves["regret"]))
     upper.set_ylabel("nats, summed over queries", fontsize=9)
     upper.set_title(
         "Regret against every member over the queries it was present at",

@@ -28,11 +28,11 @@ def draw_ensemble(result: RunResult) -> Figure | None:
             axes.annotate(
                 format_score(result.metric, value),
                 (place, drawn[place]),
-                xytext=(0, 3),
+                xytext=(0, -16),  # inside the bar, away from the line
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                color=INK,
+                color="white",
                 weight="bold" if place == num else "normal",
             )
     if (mean := canvas.finite(ensemble["member_mean"])) is not None:
