@@ -14,6 +14,7 @@ from fl_app.allocation import Allocation, allocate
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
+from fl_app.ensemble import Ensemble, ensemble_of
 from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.fomo.adapter import Adapter
@@ -69,6 +70,7 @@ class Bench:
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
         allocation: which blocks have how much LoRA, on the server and on every device.
+        ensemble: of soft prompts; None where all devices tune one adapter.
     """
 
     config: Config
@@ -81,6 +83,7 @@ class Bench:
     facts: dict[str, Any]
     full_link: Insertion | None = None
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
+    ensemble: Ensemble | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -159,7 +162,13 @@ def prepare(
         facts=facts,
         full_link=connect(config, full, blocks),
         allocation=allocation,
+        ensemble=ensemble_of(config, backbone=backbone, full=full, task=task, public=public),
     )
+
+
+def starting_adapter(bench: Bench) -> Update:
+    """Returns the adapter of round 0; of all members where there is an ensemble."""
+    return bench.full.read() if bench.ensemble is None else bench.ensemble.start()
 
 
 def _allocation(
@@ -220,7 +229,12 @@ def _require_dealing(config: Config, material: Material) -> None:
 
 
 def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter plugged into the full model, through its connection if it has one."""
+    """Measures an adapter plugged into the full model, through its connection if it has one.
+
+    An ensemble's adapter is measured as an ensemble.
+    """
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(bench.full.bare_model, adapter, rows).ensemble
     bench.full.write(adapter)
     if bench.full_link is not None:
         bench.full_link.measure()
@@ -231,11 +245,15 @@ def measure(bench: Bench, adapter: Update, rows: Encoded) -> dict[str, float]:
     """Measures an adapter plugged into the full model, and on the emulator if there is one.
 
     Returns:
-        ``plug_in`` and, as a device would see it, ``emulator``.
+        ``plug_in`` and, as a device would see it, ``emulator``; of an ensemble also
+        ``member_mean`` and ``member_best`` on the full model.
     """
     figures = {"plug_in": measure_plug_in(bench, adapter, rows)}
     if bench.piece.emulated is not None:
         figures["emulator"] = measure_emulator(bench, adapter, rows)
+    if bench.ensemble is not None and (found := bench.ensemble.latest) is not None:
+        triple = found.as_result()
+        figures |= {name: triple[name] for name in ("member_mean", "member_best")}
     return figures
 
 
@@ -248,6 +266,8 @@ def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
     emulated, link = bench.piece.emulated, bench.piece.emulated_link
     if emulated is None:
         raise ConfigError(f"strategy {type(bench.config.strategy).__name__} has no emulator")
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(emulated.bare_model, adapter, rows).ensemble
     emulated.write(adapter)
     if link is not None:
         link.measure()

@@ -56,7 +56,14 @@ GROUPS: dict[str, dict[str, type]] = {
         "aircomp": schema.AircompChannel,
         "digital": schema.DigitalChannel,
     },
-    "prompt": {"none": schema.NoPrompt},
+    "prompt": {
+        "none": schema.NoPrompt,
+        "ensemble_vote": schema.EnsembleVote,
+        "ensemble_mean": schema.EnsembleMean,
+        "ensemble_logit_mean": schema.EnsembleLogitMean,
+        "ensemble_median": schema.EnsembleMedian,
+        "ensemble_weighted": schema.EnsembleWeighted,
+    },
     "federation": {
         "simulation": schema.SimulationFederation,
         "edge": schema.EdgeFederation,
@@ -128,8 +135,11 @@ def implied(words: Sequence[str]) -> list[str]:
     """Returns the group choices that follow from others; a choice among ``words`` overrules them.
 
     Gradient download tunes a soft prompt unless another variant is asked for, and then LoRA; an
-    experiment that chose the strategy itself also chose what goes with it.
+    experiment that chose the strategy itself also chose what goes with it. An ensemble is one of
+    soft prompts.
     """
+    if any(word.startswith("prompt=ensemble_") for word in words):
+        return ["peft=prompt"]
     named = [w.partition("=")[2] for w in words if w.startswith("strategy.variant=")]
     if not named:
         return ["peft=prompt"] if "strategy=gradient_download" in words else []

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_app import wire
-from fl_app.bench import Bench, measure
+from fl_app.bench import Bench, measure, starting_adapter
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
@@ -73,10 +73,14 @@ def federate(
         server=bench.piece.server,
     )
     measured: dict[int, dict[str, float]] = {}
-    outcome.adapter = bench.full.read()
+    outcome.adapter = starting_adapter(bench)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = wire.from_blob(wire.blob_of(arrays))
+        if bench.ensemble is not None:
+            groups = strategy.groups
+            devices = [groups.devices(group) for group in range(len(groups))]
+            bench.ensemble.note(server_round, outcome.adapter, devices)
         if measure_rounds:
             measured[server_round] = {
                 **measure(bench, outcome.adapter, bench.round_test),

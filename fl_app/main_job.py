@@ -132,10 +132,15 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
     require_progress(outcome)
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
-    final |= measure(bench, outcome.adapter, bench.test)
+    figures = measure(bench, outcome.adapter, bench.test)
+    final |= {key: figures[key] for key in FINAL_KEYS if key in figures}
     federated = time.monotonic()
     timings["federation"] = federated - prepared
-    if adapter_spec(config.peft) is not None:
+    if bench.ensemble is not None and bench.ensemble.latest is not None:
+        found = bench.ensemble.latest
+        known["ensemble"] = bench.ensemble.entry(outcome.adapter, bench.test, found)
+        bench.ensemble.save(folder, outcome.adapter)
+    elif adapter_spec(config.peft) is not None:
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
         if len(set(bench.full.layout.values())) > 1:

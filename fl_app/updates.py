@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Update = dict[str, NDArray[np.float32]]
 """Arrays by parameter name. An *update* proper is tuned minus received adapter."""
+_PART = "member."
 
 
 def add(
@@ -85,3 +86,23 @@ def unstack(row: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]) -
     ends = np.cumsum([like[name].size for name in names])
     parts = np.split(row, ends[:-1])
     return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def join(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Update:
+    """Returns several adapters as one, their names led by ``member.<index>/``.
+
+    A single adapter comes back under its own names.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {f"{_PART}{i}/{name}": part[name] for i, part in enumerate(parts) for name in part}
+
+
+def split(joined: Mapping[str, NDArray[np.float32]], num_parts: int) -> list[Update]:
+    """Inverts ``join``."""
+    if num_parts == 1:
+        return [dict(joined)]
+    leads = [f"{_PART}{i}/" for i in range(num_parts)]
+    return [
+        {n.removeprefix(lead): a for n, a in joined.items() if n.startswith(lead)} for lead in leads
+    ]

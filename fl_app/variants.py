@@ -15,6 +15,7 @@ from fl_app.schema import (
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     HeadConfig,
+    NoPrompt,
     ServerRuleConfig,
     StrategyConfig,
 )
@@ -43,7 +44,11 @@ def as_reference(config: Config, name: str) -> Config:
                 connection = dataclasses.replace(connection, block=None)
             alike = dataclasses.replace(whole.federation, classes=[])
             return dataclasses.replace(
-                whole, peft=HeadConfig(), connection=connection, federation=alike
+                whole,
+                peft=HeadConfig(),
+                prompt=NoPrompt(),
+                connection=connection,
+                federation=alike,
             )
         case "federated_full":
             return _full_model(config)
@@ -77,6 +82,8 @@ def _outer(strategy: StrategyConfig) -> tuple[int, int]:
 def _one_device(config: Config) -> Config:
     """One device with all training data, and at most as many local steps as the federation makes.
 
+    It tunes one prompt where the federation tunes an ensemble.
+
     The server's rule is of no concern there: what the one device made is the result.
     """
     federation, finetune = config.federation, config.finetune
@@ -85,6 +92,7 @@ def _one_device(config: Config) -> Config:
     steps = finetune.max_steps
     return dataclasses.replace(
         config,
+        prompt=NoPrompt(),
         strategy=dataclasses.replace(config.strategy, num_rounds=1, server_rule=ServerRuleConfig()),
         federation=dataclasses.replace(
             federation, num_devices=1, devices_per_round=None, classes=[]

@@ -19,7 +19,7 @@ from fl_app.schema import (
     ServerRuleConfig,
 )
 from fl_app.seed_pool import SeedPool
-from fl_app.settings import aggregation_of
+from fl_app.settings import aggregation_of, num_members_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
 from fl_app.wireless.digital import Ofdma
@@ -42,6 +42,7 @@ from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
+from strategies.groups import Groups, deal
 from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
@@ -182,6 +183,13 @@ def _feature_crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossing
     return None if connection.block is None else _crossings(connection, ledger)
 
 
+def build_groups(config: Config, roster: Roster) -> Groups:
+    """Deals the devices: one group, or in a prompt ensemble one for each member."""
+    num_groups = num_members_of(config)
+    rules = [build_rule(config.strategy.server_rule) for _ in range(num_groups)]
+    return Groups(deal(roster.devices, num_groups, config.seed), rules)
+
+
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     """Returns what books the neural connections of a run."""
     back_dbm = connection.gradient_tx_power_dbm
@@ -222,7 +230,7 @@ def build_strategy(
         "roster": roster,
         "uplink": build_uplink(config.channel, config.seed),
         "space": space,
-        "rule": build_rule(config.strategy.server_rule),
+        "groups": build_groups(config, roster),
         "ledger": ledger,
         "layouts": layouts,
         "combine": combine,

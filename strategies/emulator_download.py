@@ -29,8 +29,8 @@ class EmulatorDownload(FederatedDeft):
     def __init__(self, *, crossings: Crossings, **collaborators: Any) -> None:
         super().__init__(**collaborators)
         self._crossings = crossings
-        self._wrapped: dict[tuple[tuple[int, int], ...], ArrayRecord] = {}
-        """The round's adapter as it crosses the wire, by layout."""
+        self._wrapped: dict[tuple[int, tuple[tuple[int, int], ...]], ArrayRecord] = {}
+        """The round's adapters as they cross the wire, by group and layout."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -52,7 +52,7 @@ class EmulatorDownload(FederatedDeft):
 
     def _write(self, order: wire.Order) -> Message:
         """Writes one device's message and books its payload."""
-        key = tuple(order.layout.items())
+        key = self.groups.of[order.device], tuple(order.layout.items())
         if key not in self._wrapped:
             self._wrapped[key] = wire.blob_record(wire.to_blob(order.adapter))
         arrays = self._wrapped[key]

@@ -32,9 +32,7 @@ from fl_app.schema.device import (
     EdgeFederation,
     FederationConfig,
     FinetuneConfig,
-    NoPrompt,
     OutputConfig,
-    PromptConfig,
     SimulationFederation,
 )
 from fl_app.schema.gradient import (
@@ -52,6 +50,16 @@ from fl_app.schema.model import (
     ModelConfig,
     PeftConfig,
     PromptTuningConfig,
+)
+from fl_app.schema.prompt import (
+    EnsembleConfig,
+    EnsembleLogitMean,
+    EnsembleMean,
+    EnsembleMedian,
+    EnsembleVote,
+    EnsembleWeighted,
+    NoPrompt,
+    PromptConfig,
 )
 from fl_app.schema.run import Config
 from fl_app.schema.strategy import (
@@ -80,6 +88,12 @@ __all__ = [
     "EmbeddedData",
     "EmulatorConfig",
     "EmulatorDownloadStrategy",
+    "EnsembleConfig",
+    "EnsembleLogitMean",
+    "EnsembleMean",
+    "EnsembleMedian",
+    "EnsembleVote",
+    "EnsembleWeighted",
     "FederationConfig",
     "FinetuneConfig",
     "GradientDownloadStrategy",

@@ -1,20 +1,10 @@
-"""Options of the prompts, local tuning, who takes part, and the output."""
+"""Options of local tuning, who takes part, and the output."""
 
 from dataclasses import dataclass, field
 from math import inf
 
 from fl_app.schema.budget import DeviceClassConfig
 from fl_app.schema.checks import require
-
-
-@dataclass
-class PromptConfig:
-    """Soft prompts."""
-
-
-@dataclass
-class NoPrompt(PromptConfig):
-    """No prompts."""
 
 
 @dataclass
