@@ -53,7 +53,10 @@ GROUPS: dict[str, dict[str, type]] = {
         "aircomp": schema.AircompChannel,
         "digital": schema.DigitalChannel,
     },
-    "prompt": {"none": schema.NoPrompt},
+    "prompt": {
+        "none": schema.NoPrompt,
+        "transfer": schema.TransferPrompt,
+    },
     "federation": {
         "simulation": schema.SimulationFederation,
         "edge": schema.EdgeFederation,

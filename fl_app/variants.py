@@ -15,6 +15,7 @@ from fl_app.schema import (
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     HeadConfig,
+    NoPrompt,
     ServerRuleConfig,
     StrategyConfig,
 )
@@ -57,7 +58,7 @@ def _full_model(config: Config) -> Config:
     shared = {field.name for field in dataclasses.fields(StrategyConfig)}
     common: Any = {name: value for name, value in vars(config.strategy).items() if name in shared}
     strategy = EmulatorDownloadStrategy(emulator=whole, **common)
-    return dataclasses.replace(config, strategy=strategy)
+    return dataclasses.replace(config, strategy=strategy, prompt=NoPrompt())
 
 
 def _outer(strategy: StrategyConfig) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -199,6 +200,11 @@ class FederatedDeft(Strategy):
     ) -> MetricRecord | None:
         """Nothing to aggregate."""
         return None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Further entries of ``result.json``, by name; at any time, also after a failure."""
+        return {}
 
     def close(self) -> None:
         """Frees what was held for the run; called once, whatever happened."""

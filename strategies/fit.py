@@ -11,6 +11,7 @@ from fl_app.schema import (
     LoraConfig,
     PromptTuningConfig,
     RadioChannel,
+    TransferPrompt,
 )
 from strategies.build import build_rule, num_per_round
 from strategies.roster import Roster
@@ -49,6 +50,9 @@ def require_fit(config: Config) -> None:
     match config.strategy:
         case GradientDownloadStrategy() as strategy:
             _require_variant(config, strategy)
+    match config.prompt:
+        case TransferPrompt() as transfer:
+            _require_transfer(config, transfer)
     rule = config.strategy.server_rule
     match config.channel:
         case RadioChannel() if rule.name in COMPARING:
@@ -98,3 +102,48 @@ def _require_pairs(config: Config, aggregation: str) -> None:
             pass
         case _:
             raise ConfigError(f"{only}a radio channel would distort it, choose channel=ideal")
+
+
+def _require_transfer(config: Config, transfer: TransferPrompt) -> None:
+    """Checks that devices have prompts of their own, and may find others'."""
+    match config.strategy:
+        case GradientDownloadStrategy(variant="prompt") as strategy:
+            pass
+        case _:
+            raise ConfigError(
+                "prompt=transfer works with the prompts of gradient download; set "
+                "strategy=gradient_download strategy.variant=prompt, or prompt=none"
+            )
+    if strategy.shared_gradient:
+        raise ConfigError(
+            "strategy.shared_gradient=true makes the same step on every device, and with "
+            "prompt=transfer each has a prompt of its own; set strategy.shared_gradient=false"
+        )
+    if strategy.privacy.noise_multiplier > 0:
+        raise ConfigError(
+            f"strategy.privacy.noise_multiplier={strategy.privacy.noise_multiplier} is accounted "
+            "for local steps only, and prompt=transfer sends features of probe rows too; set it to "
+            "0, or prompt=none"
+        )
+    rounds, total = transfer.rounds, config.strategy.num_rounds
+    if rounds is not None and not all(2 <= number <= total for number in rounds):
+        raise ConfigError(
+            f"prompt.rounds={rounds}: before round 2 no device has tuned a prompt, and there are "
+            f"strategy.num_rounds={total} rounds; choose rounds between, or null"
+        )
+    drawn = config.federation.devices_per_round
+    if rounds is None and drawn in (None, config.federation.num_devices):
+        raise ConfigError(
+            "prompt.rounds=null is for devices that join later, and with federation."
+            f"devices_per_round={drawn} all take part from the start; set either"
+        )
+    _require_addresses(config, transfer)
+
+
+def _require_addresses(config: Config, transfer: TransferPrompt) -> None:
+    given, wanted = len(transfer.direct), config.federation.num_devices
+    if given not in (0, wanted):
+        raise ConfigError(
+            f"prompt.direct has {given} addresses for federation.num_devices={wanted}; give one "
+            "for each, in the order of partition ids, or none"
+        )

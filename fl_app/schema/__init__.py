@@ -54,6 +54,7 @@ from fl_app.schema.strategy import (
     ServerRuleConfig,
     StrategyConfig,
 )
+from fl_app.schema.transfer import ContactConfig, TransferPrompt
 
 __all__ = [
     "AircompChannel",
@@ -61,6 +62,7 @@ __all__ = [
     "ChannelConfig",
     "Config",
     "ConnectionConfig",
+    "ContactConfig",
     "DataConfig",
     "DigitalChannel",
     "DistilConfig",
@@ -94,4 +96,5 @@ __all__ = [
     "SimulationFederation",
     "StrategyConfig",
     "StreamConfig",
+    "TransferPrompt",
 ]
