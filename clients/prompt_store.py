@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fl_app.errors import WireError
 from fl_app.payload import Payload, read_payload
+from fl_app.prompts.direct import Identity, make_identity
 from fl_app.updates import Update
 
 OWN, BEFORE, CANDIDATE, TUNED = "own", "before", "candidate", "tuned"
 """The prompt in use; during a round that tunes from a candidate: what was in use before it, the
 candidate, and what tuning made of it. The latter three go with the head they were used with."""
 _KIND, _MAX_BYTES = "kept", 2**28
+_IDENTITY, _END = "identity.pem", b"-----END CERTIFICATE-----\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,17 @@ class PromptStore:
             path.unlink(missing_ok=True)
             return None
         return Kept(payload.step, dict(payload.arrays))
+
+    def identity(self, device: int) -> Identity:
+        """Returns the device's certificate and key, made when first needed; the key stays here."""
+        path = self._path(device, _IDENTITY)
+        if not path.is_file():
+            made = make_identity(f"deft-device-{device}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_bytes(made.certificate + made.key)
+        head, mark, tail = path.read_bytes().partition(_END)
+        return Identity(head + mark, tail)
 
     def drop(self, device: int, *names: str) -> None:
         """Deletes."""

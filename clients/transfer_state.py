@@ -1,6 +1,6 @@
 """What a device remembers within a transfer phase, as bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from fl_app.payload import Payload, Scalar, read_payload
 from fl_app.updates import Update
 
 _KIND, _MAX_BYTES = "transfer-state", 2**31
-_ADVERT = "advert"
+_ADVERT, _BLOB = "advert", "blob"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class TransferState(RoundState):
 
     Attributes:
         adverts: of the prompts it asked for, by source.
+        blobs: packed prompts that came over direct links, by source.
         candidates: adapters on trial, what is in use first; empty before.
         sources: where each candidate but the first came from.
         refused: reasons for which others are not on trial, separated by blanks.
@@ -26,6 +27,7 @@ class TransferState(RoundState):
     """
 
     adverts: dict[int, bytes]
+    blobs: dict[int, bytes] = field(default_factory=dict)
     candidates: tuple[Update, ...] = ()
     sources: tuple[int, ...] = ()
     refused: str = ""
@@ -39,8 +41,9 @@ class TransferState(RoundState):
         }
         scalars |= {"is_last": self.is_last, "sources": " ".join(map(str, self.sources))}
         arrays: dict[str, Any] = {
-            f"{_ADVERT}|{source}": np.frombuffer(blob, np.uint8)
-            for source, blob in self.adverts.items()
+            f"{lead}|{source}": np.frombuffer(blob, np.uint8)
+            for lead, parts in ((_ADVERT, self.adverts), (_BLOB, self.blobs))
+            for source, blob in parts.items()
         }
         for k, candidate in enumerate(self.candidates):
             arrays |= {f"{k}|{name}": array for name, array in candidate.items()}
@@ -55,11 +58,14 @@ def read_transfer_state(blob: bytes) -> TransferState:
     """
     payload = read_payload(blob, max_bytes=_MAX_BYTES)
     adverts: dict[int, bytes] = {}
+    blobs: dict[int, bytes] = {}
     candidates: dict[int, Update] = {}
     for key, array in payload.arrays.items():
         lead, _, name = key.partition("|")
         if lead == _ADVERT:
             adverts[int(name)] = array.tobytes()
+        elif lead == _BLOB:
+            blobs[int(name)] = array.tobytes()
         else:
             candidates.setdefault(int(lead), {})[name] = array
     scalars: dict[str, Any] = dict(payload.scalars)
@@ -67,6 +73,7 @@ def read_transfer_state(blob: bytes) -> TransferState:
     return TransferState(
         step=payload.step,
         adverts=adverts,
+        blobs=blobs,
         candidates=tuple(candidates[k] for k in sorted(candidates)),
         **scalars,
     )

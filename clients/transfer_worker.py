@@ -1,41 +1,39 @@
-"""A device of gradient download that keeps its prompt, and looks for a better one among others'.
+"""The device side of a transfer phase: gives its prompt, and looks for a better one."""
 
-The head is everybody's, averaged as ever; the prompt is the device's own. What it uploads after a
-round is tuned minus received adapter, so the server knows each device's prompt still, and hands
-their mean to those who join.
-"""
-
-from itertools import islice
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from clients.device_session import DeviceSession
-from clients.gradient_worker import GradientWorker
-from clients.local_state import LocalState
-from clients.prompt_choice import fit_to, own_only, packed, taken_in, wanted
-from clients.prompt_store import BEFORE, CANDIDATE, OWN, TUNED, Kept, PromptStore
+from clients.meeting import Choice, meet
+from clients.personal_worker import PersonalWorker
+from clients.prompt_choice import fit_to, own_only, taken_in, wanted
+from clients.prompt_store import BEFORE, CANDIDATE, OWN, TUNED, Kept
 from clients.round_state import RoundState
 from clients.transfer_state import TransferState, read_transfer_state
-from clients.trial import Rows, deal, guessing_loss, trial_losses, trial_payload
-from fl_app.errors import WireError
-from fl_app.features_wire import MAX_BYTES, NO_FRONT, Begin
-from fl_app.finetune import local_batches
+from clients.trial import guessing_loss, trial_losses, trial_payload
+from fl_app.features_wire import MAX_BYTES, NO_FRONT
 from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PROMPT_NAME
-from fl_app.payload import Payload
+from fl_app.payload import Payload, Scalar, read_payload
+from fl_app.prompts.advert import Advert, read_advert
 from fl_app.prompts.transfer import ENDS, let_in, settle
-from fl_app.schema import TransferPrompt
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded
 from fl_app.transfer_wire import (
     ADVERT,
     GIVEN,
+    IDENTITY,
+    MEET,
+    MET,
     NOBODY,
     WANT,
+    Heard,
     Place,
     Report,
     bytes_of,
+    number_of,
     octets,
     read_offers,
+    read_peers,
     read_place,
 )
 from fl_app.updates import Update
@@ -44,21 +42,20 @@ _ADAPTER, _BLOB = "adapter|", "blob|"
 Answer = tuple[RoundState | None, Payload]
 
 
-class TransferWorker(GradientWorker):
-    """Handles transfer phases beside ordinary rounds.
+class TransferWorker(PersonalWorker):
+    """Handles transfer phases beside ordinary rounds; see ``PersonalWorker``."""
 
-    Args:
-        transfer: the configuration's prompt group.
-        store: where devices keep their prompts.
-        **common: see ``PartWorker``.
-    """
-
-    def __init__(self, *, transfer: TransferPrompt, store: PromptStore, **common: Any) -> None:
-        super().__init__(**common)
-        self._transfer, self._store = transfer, store
+    def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
+        """See ``PartWorker.handle``; devices of one process that meet must not wait for a lock."""
+        if (payload := read_payload(blob, max_bytes=MAX_BYTES)).kind != MEET:
+            return super().handle(state, blob)
+        after, answer = self._meet(payload)
+        return None if after is None else after.to_blob(), answer.to_blob()
 
     def _open(self, payload: Payload) -> Answer:
         match payload.kind:
+            case "identify":
+                return None, self._identify(read_place(payload))
             case "advertise":
                 return None, self._advertise(read_place(payload))
             case "give":
@@ -98,23 +95,38 @@ class TransferWorker(GradientWorker):
         is_asked = content_hash(blob) == payload.scalars.get("blob_hash")
         return Payload(GIVEN, 0, {}, {GIVEN: octets(blob)} if is_asked else {})
 
-    def _packed(self, place: Place, own: Kept) -> tuple[bytes, bytes]:
-        return packed(
-            own.arrays[PROMPT_NAME],
-            made=own.round,
-            device=place.device,
-            model_hash=place.model_hash,
-            task=self._config.model.task,
-            settings=self._transfer,
-        )
+    # --- direct links ------------------------------------------------------------------------
 
-    def _own(self, place: Place | Begin) -> Kept | None:
-        """Returns the prompt in use; a round that broke off before it was settled is undone."""
-        before = self._store.get(place.device, BEFORE)
-        if before is not None and before.round < place.round:
-            self._store.put(place.device, OWN, Kept(before.round, own_only(before.arrays)))
-            self._store.drop(place.device, BEFORE, CANDIDATE, TUNED)
-        return self._store.get(place.device, OWN)
+    def _identify(self, place: Place) -> Payload:
+        certificate = self._store.identity(place.device).certificate
+        return Payload(IDENTITY, 0, {}, {IDENTITY: octets(certificate)})
+
+    def _meet(self, payload: Payload) -> Answer:
+        place, own = read_place(payload), self._own(read_place(payload))
+        with self._lock:
+            session = self._loaded.of(place.device, place.model_hash)
+        choose: Choice | None = None
+        if payload.scalars.get("is_asker") is True and session is not None:
+            choose = partial(self._wanted, place, session)
+        shelf: dict[str, tuple[Advert, bytes]] = {}
+        if own is not None:
+            advert, blob = self._packed(place, own)
+            shelf[content_hash(blob)] = read_advert(advert), blob
+        met = meet(
+            self._store.identity(place.device),
+            str(payload.scalars["address"]),
+            read_peers(payload),
+            shelf,
+            choose,
+            seconds=number_of(payload, "seconds"),
+        )
+        sizes: dict[str, Scalar] = {"offers": len(met.heard)}
+        sizes |= {f"advert|{one.source}": len(one.advert) for one in met.heard}
+        sizes |= {f"blob|{source}": len(blob) for source, blob in met.blobs.items()}
+        adverts = {one.source: one.advert for one in met.heard if one.source in met.blobs}
+        blobs = {source: blob for source, blob in met.blobs.items() if blob}
+        state = TransferState(**vars(place), adverts=adverts, blobs=blobs) if adverts else None
+        return state, Payload(MET, 0, sizes)
 
     # --- what it takes -----------------------------------------------------------------------
 
@@ -123,17 +135,22 @@ class TransferWorker(GradientWorker):
         session = self._loaded.of(place.device, place.model_hash)
         if session is None:
             return None, Payload(NO_FRONT, 0)
+        asked = self._wanted(place, session, heard)
+        adverts = {h.source: h.advert for h in heard if h.source in asked}
+        state = TransferState(**vars(place), adverts=adverts) if asked else None
+        return state, Payload(WANT, 0, {str(source): name for source, name in asked.items()})
+
+    def _wanted(
+        self, place: Place, session: DeviceSession, heard: Sequence[Heard]
+    ) -> dict[int, str]:
         own = self._own(place)
-        asked = wanted(
+        return wanted(
             heard,
             None if own is None else own.arrays[PROMPT_NAME],
             fit_to(session.model, place.model_hash),
             self._transfer,
             now_round=place.round,
         )
-        adverts = {h.source: h.advert for h in heard if h.source in asked}
-        state = TransferState(**vars(place), adverts=adverts) if asked else None
-        return state, Payload(WANT, 0, {str(source): name for source, name in asked.items()})
 
     def _try(self, state: TransferState, payload: Payload) -> Answer:
         session = self._loaded.of(state.device, state.model_hash)
@@ -150,7 +167,7 @@ class TransferWorker(GradientWorker):
             if name.startswith(_BLOB)
         }
         prompts, refused = taken_in(
-            blobs,
+            state.blobs | blobs,
             state.adverts,
             fit_to(session.model, state.model_hash),
             len(adapter[PROMPT_NAME]),
@@ -251,47 +268,3 @@ class TransferWorker(GradientWorker):
             loss_candidate=losses[1],
             loss_tuned=losses[2],
         ).to_payload()
-
-    # --- ordinary rounds ---------------------------------------------------------------------
-
-    def _starting(self, begin: Begin) -> Update:
-        own = self._own(begin)
-        return begin.adapter if own is None else begin.adapter | own.arrays
-
-    def _update(self, session: DeviceSession, state: LocalState) -> Payload:
-        self._store.put(state.device, OWN, Kept(state.round, own_only(state.now)))
-        if self._store.get(state.device, BEFORE) is not None:
-            self._store.put(state.device, TUNED, Kept(state.round, state.now))
-        return super()._update(session, state)
-
-    def _rows(self, session: DeviceSession, device: int, server_round: int) -> list[list[int]]:
-        """Returns local steps over the rows that no gate reads."""
-        tuned, whole = self._dealt(device, session).tuned, session.encoded[device]
-        part = Encoded(
-            [whole.rows[i] for i in tuned],
-            [whole.targets[i] for i in tuned],
-            whole.lengths[list(tuned)],
-        )
-        finetune = self._config.finetune
-        batches = local_batches(
-            part,
-            batch_size=finetune.batch_size,
-            epochs=finetune.epochs,
-            rng=generator(self._config.seed, "local", server_round, device),
-        )
-        return [[tuned[i] for i in batch] for batch in islice(batches, finetune.max_steps)]
-
-    def _dealt(self, device: int, session: DeviceSession) -> Rows:
-        return deal(
-            len(self._data.encoded(device, session)),
-            probe=self._transfer.probe_rows,
-            validation=self._transfer.validation_rows,
-            seed=self._config.seed,
-            device=device,
-        )
-
-    def _held(self, state: TransferState) -> DeviceSession:
-        session = self._loaded.of(state.device, state.model_hash)
-        if session is None:
-            raise WireError("no-emulator", "its part of the model is gone within the phase")
-        return session

@@ -11,6 +11,7 @@ from fl_app.schema import (
     LoraConfig,
     PromptTuningConfig,
     RadioChannel,
+    SimulationFederation,
     TransferPrompt,
 )
 from strategies.build import build_rule, num_per_round
@@ -147,3 +148,16 @@ def _require_addresses(config: Config, transfer: TransferPrompt) -> None:
             f"prompt.direct has {given} addresses for federation.num_devices={wanted}; give one "
             "for each, in the order of partition ids, or none"
         )
+    match config.strategy, config.federation:
+        case _, SimulationFederation() if given:
+            raise ConfigError(
+                "prompt.direct is for devices that run at the same time, and simulated ones take "
+                "turns; set federation=edge, or prompt.direct=[]"
+            )
+        case GradientDownloadStrategy() as strategy, _ if (
+            given and transfer.direct_s >= strategy.exchange_timeout_s
+        ):
+            raise ConfigError(
+                f"prompt.direct_s={transfer.direct_s} must be below strategy.exchange_timeout_s="
+                f"{strategy.exchange_timeout_s}, or who meets others is given up for lost"
+            )

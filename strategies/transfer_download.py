@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fl_app.schema import TransferPrompt
+from strategies.direct_phase import DirectPhase
 from strategies.exchange import Exchange
 from strategies.gradient_download import GradientDownload
 from strategies.part_download import Finished
@@ -39,9 +40,7 @@ class TransferDownload(GradientDownload):
         self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
     ) -> dict[int, Finished]:
         """Lets devices look for a prompt, then makes local steps; see ``PartDownload.converse``."""
-        phase = TransferPhase(
-            self._tools, exchange, number=number, model_hash=self.model_hash, log=book
-        )
+        phase = self._phase(exchange, number, book)
         askers = self._askers(devices, number)
         sources = sorted(self._tuned_before)
         records = phase.search(askers, sources, self._adapter) if askers and sources else {}
@@ -57,6 +56,18 @@ class TransferDownload(GradientDownload):
             book.metrics["prompts_adopted"] = float(sum(r.is_adopted for r in records.values()))
         self._tuned_before |= set(finished)
         return finished
+
+    def _phase(self, exchange: Exchange, number: int, book: RoundLog) -> TransferPhase:
+        common: dict[str, Any] = {"number": number, "model_hash": self.model_hash, "log": book}
+        if not self._transfer.direct:
+            return TransferPhase(self._tools, exchange, **common)
+        return DirectPhase(
+            self._tools,
+            exchange,
+            addresses=self._transfer.direct,
+            seconds=self._transfer.direct_s,
+            **common,
+        )
 
     def _askers(self, devices: Sequence[int], number: int) -> list[int]:
         if self._transfer.rounds is None:

@@ -57,6 +57,21 @@ class TransferTools:
     timeout_s: float
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What one asker got.
+
+    Attributes:
+        asked: whom it asked.
+        sizes: bytes of each prompt that came, by source.
+        blobs: the prompts, where the server has them to hand on.
+    """
+
+    asked: list[int]
+    sizes: dict[int, int]
+    blobs: dict[int, bytes]
+
+
 class TransferPhase:
     """One round's phase.
 
@@ -101,20 +116,14 @@ class TransferPhase:
             One record for every asker.
         """
         records = {device: TransferRecord(self._number, device) for device in askers}
-        adverts = self._adverts(askers, sources)
-        heard = {device: self._heard(device, adverts) for device in askers}
-        for device, offers in heard.items():
-            records[device].offers = len(offers)
-        wanted = self._wanted({d: offers for d, offers in heard.items() if offers}, adverts)
-        blobs = self._given(wanted, adverts)
         outgoing = {}
-        for device, asked in wanted.items():
-            records[device].asked = asked
+        for device, found in self.gather(askers, sources, records).items():
+            record = records[device]
+            record.asked = found.asked
+            for source, size in found.sizes.items():
+                self._book_prompt(record, source, size)
             arrays: dict[str, NDArray[Any]] = {f"adapter|{n}": a for n, a in adapter.items()}
-            for source in asked:
-                if source in blobs:
-                    arrays[f"blob|{source}"] = octets(blobs[source])
-                    self._book_prompt(records[device], source, len(blobs[source]))
+            arrays |= {f"blob|{source}": octets(blob) for source, blob in found.blobs.items()}
             outgoing[device] = Payload(TRY, 0, {}, arrays)
         for device, report in self._judged(self._talk.send(outgoing, "relay")).items():
             record = records[device]
@@ -122,6 +131,31 @@ class TransferPhase:
             if report.source in record.asked:
                 record.retraining_bytes = tuning_bytes(self._tools.ledger, report.source)
         return records
+
+    def gather(
+        self,
+        askers: Sequence[int],
+        sources: Sequence[int],
+        records: Mapping[int, TransferRecord],
+    ) -> dict[int, Gathered]:
+        """Brings every asker what it chose among what it heard; those who ask nobody are left out.
+
+        Args:
+            askers: see ``search``.
+            sources: see ``search``.
+            records: noted there is how many adverts each asker heard.
+        """
+        adverts = self._adverts(askers, sources)
+        heard = {device: self._heard(device, adverts) for device in askers}
+        for device, offers in heard.items():
+            records[device].offers = len(offers)
+        wanted = self._wanted({d: offers for d, offers in heard.items() if offers}, adverts)
+        blobs = self._given(wanted, adverts)
+        own = {d: {s: blobs[s] for s in asked if s in blobs} for d, asked in wanted.items()}
+        return {
+            device: Gathered(asked, {s: len(b) for s, b in own[device].items()}, own[device])
+            for device, asked in wanted.items()
+        }
 
     def settle(self, devices: Sequence[int]) -> dict[int, Report]:
         """Lets devices that tuned from a candidate keep what is best; returns their reports."""
@@ -148,15 +182,8 @@ class TransferPhase:
             return blob
 
         adverts = {s: blob for s, blob in self._talk.each(answers, read).items() if blob}
-        for source, blob in adverts.items():  # one broadcast, at the rate of its slowest listener
-            listeners = [
-                device
-                for device in self._tools.contacts.neighbours(self._number, source)
-                if device in askers
-            ]
-            links = [self._tools.contacts.link(self._number, source, d) for d in listeners]
-            seconds = max(link.transfer_s(len(blob)) for link in links)
-            self._book_d2d(source, "advert", len(blob), seconds)
+        for source, blob in adverts.items():
+            self._book_advert(source, askers, len(blob))
         return adverts
 
     def _heard(self, device: int, adverts: Mapping[int, bytes]) -> list[Heard]:
@@ -244,6 +271,17 @@ class TransferPhase:
         record.seconds += seconds
         record.joules += self._tools.contacts.joules(seconds)
         self._book_d2d(source, "prompt", num_bytes, seconds)
+
+    def _book_advert(self, source: int, askers: Sequence[int], num_bytes: int) -> None:
+        """Books one broadcast, at the rate of its slowest listener."""
+        contacts = self._tools.contacts
+        links = [
+            contacts.link(self._number, source, device)
+            for device in contacts.neighbours(self._number, source)
+            if device in askers
+        ]
+        seconds = max(link.transfer_s(num_bytes) for link in links)
+        self._book_d2d(source, "advert", num_bytes, seconds)
 
     def _book_d2d(self, source: int, what: str, num_bytes: int, seconds: float) -> None:
         self._book("d2d", source, what, num_bytes)
