@@ -49,7 +49,7 @@ class DirectPhase(TransferPhase):
         }
         meeting = [d for d in present if near[d]]
         orders = {d: self._place(d).to_payload(IDENTIFY) for d in meeting}
-        certificates = self._talk.each(self._talk.send(orders, "relay"), _certificate)
+        certificates = self._talk.each(self.send(orders, "relay"), _certificate)
         outgoing = {
             device: meet_payload(
                 self._place(device),
@@ -64,7 +64,7 @@ class DirectPhase(TransferPhase):
             )
             for device in certificates
         }
-        answers = self._talk.send(outgoing, "relay")
+        answers = self.send(outgoing, "relay")
 
         def read(device: int, payload: Payload) -> Gathered:
             return self._met(device, near[device], payload)

@@ -93,6 +93,7 @@ class TransferPhase:
         log: RoundLog,
     ) -> None:
         self._tools, self._number, self._model_hash = tools, number, model_hash
+        self._log = log
         self._talk = Conversation(
             exchange,
             timeout_s=tools.timeout_s,
@@ -125,7 +126,7 @@ class TransferPhase:
             arrays: dict[str, NDArray[Any]] = {f"adapter|{n}": a for n, a in adapter.items()}
             arrays |= {f"blob|{source}": octets(blob) for source, blob in found.blobs.items()}
             outgoing[device] = Payload(TRY, 0, {}, arrays)
-        for device, report in self._judged(self._talk.send(outgoing, "relay")).items():
+        for device, report in self._judged(self.send(outgoing, "relay")).items():
             record = records[device]
             record.report = report
             if report.source in record.asked:
@@ -160,7 +161,13 @@ class TransferPhase:
     def settle(self, devices: Sequence[int]) -> dict[int, Report]:
         """Lets devices that tuned from a candidate keep what is best; returns their reports."""
         outgoing = {device: self._place(device).to_payload(SETTLE) for device in devices}
-        return self._judged(self._talk.send(outgoing, "relay"))
+        return self._judged(self.send(outgoing, "relay"))
+
+    def send(self, outgoing: Mapping[int, Payload], what: str) -> dict[int, Payload]:
+        """Makes one exchange with those who are not lost yet; see ``Conversation.send``."""
+        lost = {device for devices in self._log.dropped.values() for device in devices}
+        alive = {device: one for device, one in outgoing.items() if device not in lost}
+        return self._talk.send(alive, what)
 
     # --- parts -------------------------------------------------------------------------------
 
@@ -171,7 +178,7 @@ class TransferPhase:
             for other in self._tools.contacts.neighbours(self._number, device)
         }
         orders = {s: self._place(s).to_payload(ADVERTISE) for s in sources if s in near}
-        answers = self._talk.send(orders, "relay")
+        answers = self.send(orders, "relay")
 
         def read(_device: int, payload: Payload) -> bytes:
             require_kind(payload, ADVERT)
@@ -199,7 +206,7 @@ class TransferPhase:
     ) -> dict[int, list[int]]:
         """Returns whom each device asks; those who ask nobody are left out."""
         outgoing = {d: offers_payload(self._place(d), offers) for d, offers in heard.items()}
-        answers = self._talk.send(outgoing, "relay")
+        answers = self.send(outgoing, "relay")
 
         def read(device: int, payload: Payload) -> list[int]:
             require_kind(payload, WANT)
@@ -219,7 +226,7 @@ class TransferPhase:
             name = read_advert(adverts[source]).blob_hash
             place = self._place(source)
             orders[source] = Payload(GIVE, 0, {**vars(place), "blob_hash": name})
-        answers = self._talk.send(orders, "relay")
+        answers = self.send(orders, "relay")
 
         def read(source: int, payload: Payload) -> bytes:
             require_kind(payload, GIVEN)
@@ -234,7 +241,7 @@ class TransferPhase:
         coded = self._talk.each(trials, self._states)
         outgoing = {d: Payload(JUDGE, 0, {}, arrays) for d, arrays in coded.items()}
         reports = {d: p for d, p in answers.items() if d not in trials}
-        reports |= self._talk.send(outgoing, "trial")
+        reports |= self.send(outgoing, "trial")
         return self._talk.each(reports, lambda _device, payload: read_report(payload))
 
     def _states(self, device: int, payload: Payload) -> dict[str, NDArray[Any]]:
