@@ -30,6 +30,7 @@ class DeviceSession:
 
     Attributes:
         start: the adapter every device and the server start from.
+        model: the part's model, whose trunk is elsewhere.
 
     Raises:
         ModelError: the blob is damaged.
@@ -40,6 +41,7 @@ class DeviceSession:
         part = package.part
         self.parameters = device_parameters(config, strategy, part)
         self._num_stacks = part.num_stacks
+        self.model = part.model
         self.head = Head(part)
         self.front = Front(part, self.head)
         self.task: Task = task_for(

@@ -12,6 +12,7 @@ import torch
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
 from clients.part_worker import PartWorker
+from clients.round_state import RoundState
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
@@ -24,6 +25,7 @@ from fl_app.features_wire import (
     SLOPES,
     STATES,
     UPDATE,
+    Begin,
     parameters_in,
     parameters_out,
     read_begin,
@@ -36,13 +38,13 @@ from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, feature_link_spec, local_tuning
 from fl_app.tasks import Batch
-from fl_app.updates import layout_hash, travels
+from fl_app.updates import Update, layout_hash, travels
 
 
 class GradientWorker(PartWorker):
     """Handles the exchanges of gradient download by first-order steps."""
 
-    def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
+    def _open(self, payload: Payload) -> tuple[RoundState | None, Payload]:
         begin = read_begin(payload)
         session = self._loaded.of(begin.device, begin.model_hash)
         if session is None:
@@ -54,11 +56,15 @@ class GradientWorker(PartWorker):
             model_hash=begin.model_hash,
             proximal_mu=begin.proximal_mu,
             start=begin.adapter,
-            now=begin.adapter,
+            now=self._starting(begin),
         )
         return self._features(session, state, self._link(state))
 
-    def _continue(self, blob: bytes, payload: Payload) -> tuple[LocalState | None, Payload]:
+    def _starting(self, begin: Begin) -> Update:
+        """Returns what tuning starts from."""
+        return begin.adapter
+
+    def _continue(self, blob: bytes, payload: Payload) -> tuple[RoundState | None, Payload]:
         state = read_state(blob)
         session = self._loaded.of(state.device, state.model_hash)
         if session is None:

@@ -63,6 +63,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "ensemble_logit_mean": schema.EnsembleLogitMean,
         "ensemble_median": schema.EnsembleMedian,
         "ensemble_weighted": schema.EnsembleWeighted,
+        "transfer": schema.TransferPrompt,
     },
     "federation": {
         "simulation": schema.SimulationFederation,

@@ -35,11 +35,13 @@ class Outcome:
         adapter: the last adapter.
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
+        results: further entries of ``result.json`` that the strategy has, by name.
     """
 
     adapter: Update = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    results: dict[str, Any] = field(default_factory=dict)
 
     @property
     def aggregated(self) -> int:
@@ -99,6 +101,7 @@ def federate(
         )
     finally:
         strategy.close()
+        outcome.results = strategy.results
         books = {0: RoundLog(), **strategy.rounds}
         outcome.rounds = [
             RoundRecord(

@@ -130,6 +130,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         federate(grid, bench, outcome=outcome)
     finally:
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
+        known |= outcome.results
     require_progress(outcome)
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     figures = measure(bench, outcome.adapter, bench.test)

@@ -82,6 +82,8 @@ class RunResult:
             ``classes`` of devices with ``ranks``, ``params`` and ``devices``; None without LoRA.
         ensemble: what members of a prompt ensemble reach alone and together, see
             ``fl_app.ensemble.Ensemble.entry``; None without one.
+        transfer: what became of prompts from device to device, see
+            ``strategies.transfer_book.transfer_result``; None without ``prompt=transfer``.
 
     Raises:
         RunError: verdict and reason contradict each other, or ``final`` has other keys.
@@ -102,6 +104,7 @@ class RunResult:
     timings: Mapping[str, float]
     layout: Mapping[str, Any] | None = None
     ensemble: Mapping[str, Any] | None = None
+    transfer: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a result that would say two things at once."""
@@ -133,6 +136,7 @@ def failed_result(
     timings: Mapping[str, float] | None = None,
     layout: Mapping[str, Any] | None = None,
     ensemble: Mapping[str, Any] | None = None,
+    transfer: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that failed; pass what is known, the rest is left empty.
 
@@ -149,6 +153,7 @@ def failed_result(
         timings: seconds per phase, if any was finished.
         layout: LoRA's ranks, if they were chosen.
         ensemble: of prompts, if it was measured.
+        transfer: what became of prompts from device to device, if any was looked for.
     """
     return RunResult(
         verdict="failed",
@@ -166,6 +171,7 @@ def failed_result(
         timings=timings or {},
         layout=layout,
         ensemble=ensemble,
+        transfer=transfer,
     )
 
 

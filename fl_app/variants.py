@@ -65,7 +65,7 @@ def _full_model(config: Config) -> Config:
     shared = {field.name for field in dataclasses.fields(StrategyConfig)}
     common: Any = {name: value for name, value in vars(config.strategy).items() if name in shared}
     strategy = EmulatorDownloadStrategy(emulator=whole, **common)
-    return dataclasses.replace(config, strategy=strategy)
+    return dataclasses.replace(config, strategy=strategy, prompt=NoPrompt())
 
 
 def _outer(strategy: StrategyConfig) -> tuple[int, int]:

@@ -216,6 +216,11 @@ class FederatedDeft(Strategy):
         """Nothing to aggregate."""
         return None
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """Further entries of ``result.json``, by name; at any time, also after a failure."""
+        return {}
+
     def close(self) -> None:
         """Frees what was held for the run; called once, whatever happened."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
+from fl_app.prompts.contacts import Contacts
 from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
@@ -17,6 +18,7 @@ from fl_app.schema import (
     LoraConfig,
     RadioChannel,
     ServerRuleConfig,
+    TransferPrompt,
 )
 from fl_app.seed_pool import SeedPool
 from fl_app.settings import aggregation_of, num_members_of
@@ -51,6 +53,8 @@ from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
+from strategies.transfer_download import TransferDownload
+from strategies.transfer_phase import TransferTools
 from strategies.transport import build_transport
 from strategies.uplink import IdealUplink, Uplink
 
@@ -190,6 +194,22 @@ def build_groups(config: Config, roster: Roster) -> Groups:
     return Groups(deal(roster.devices, num_groups, config.seed), rules)
 
 
+def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) -> GradientDownload:
+    """Returns gradient download by first-order steps, with transfer phases if asked for."""
+    match config.prompt:
+        case TransferPrompt() as transfer:
+            devices = 1 + max(common["roster"].devices)
+            tools = TransferTools(
+                contacts=Contacts(devices, transfer.contacts, seed=config.seed),
+                server=server,
+                ledger=common["ledger"],
+                timeout_s=common["plan"].timeout_s,
+            )
+            return TransferDownload(transfer=transfer, tools=tools, server=server, **common)
+        case _:
+            return GradientDownload(server=server, **common)
+
+
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     """Returns what books the neural connections of a run."""
     back_dbm = connection.gradient_tx_power_dbm
@@ -259,7 +279,8 @@ def build_strategy(
                 **common,
             )
         case GradientDownloadStrategy() as strategy, FeatureServer():
-            return GradientDownload(
+            return _gradient_download(
+                config,
                 server=server,
                 crossings=_feature_crossings(config.connection, ledger),
                 plan=GradientPlan(

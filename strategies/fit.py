@@ -10,9 +10,6 @@ from fl_app.privacy import require_accountant
 from fl_app.schema import (
     Config,
     ConnectionConfig,
-    EnsembleConfig,
-    EnsembleMedian,
-    EnsembleWeighted,
     FinetuneConfig,
     GradientDownloadStrategy,
     IdealChannel,
@@ -20,9 +17,9 @@ from fl_app.schema import (
     PromptTuningConfig,
     RadioChannel,
 )
-from fl_app.settings import num_members_of
 from strategies.build import build_groups, build_rule, most_steps, num_per_round
 from strategies.fit_layouts import require_layouts
+from strategies.fit_prompts import require_prompts
 from strategies.roster import Roster
 from strategies.rules import COMPARING
 
@@ -84,9 +81,7 @@ def require_fit(config: Config) -> None:
     match config.strategy:
         case GradientDownloadStrategy() as strategy:
             _require_variant(config, strategy)
-    match config.prompt:
-        case EnsembleConfig() as ensemble:
-            _require_ensemble(config, ensemble)
+    require_prompts(config)
     rule = config.strategy.server_rule
     match config.channel:
         case RadioChannel() if rule.name in COMPARING:
@@ -172,44 +167,3 @@ def _require_pairs(config: Config, aggregation: str) -> None:
             pass
         case _:
             raise ConfigError(f"{only}a radio channel would distort it, choose channel=ideal")
-
-
-def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
-    """Checks that members can be tuned apart, put together and weighed."""
-    chosen = f"prompt.num_members={ensemble.num_members}"
-    match config.peft:
-        case PromptTuningConfig():
-            pass
-        case _:
-            raise ConfigError("an ensemble's members are soft prompts; set peft=prompt")
-    total, members = config.federation.num_devices, num_members_of(config)
-    if members > total:
-        raise ConfigError(f"{chosen} exceeds federation.num_devices={total}; lower it, or set null")
-    match config.channel:
-        case RadioChannel() if members > 1:
-            raise ConfigError(
-                f"{chosen}: every group of devices has a mean of its own, and this channel hands "
-                "over one of all devices; choose channel=ideal, or prompt=none"
-            )
-    match config.strategy:
-        case GradientDownloadStrategy(shared_gradient=True) if members > 1:
-            raise ConfigError(
-                f"{chosen}: members differ, and strategy.shared_gradient=true sends all devices "
-                "one gradient; set it to false"
-            )
-    if config.connection.block is not None:
-        raise ConfigError(
-            "connection.block: members answer in one pass, a neural connection carries one prompt; "
-            "set connection.block=null, or prompt=none"
-        )
-    match ensemble:
-        case EnsembleWeighted() if config.data.public_fraction == 0:
-            raise ConfigError(
-                "prompt=ensemble_weighted weighs members by their loss on public rows; set "
-                "data.public_fraction above 0"
-            )
-        case EnsembleMedian() if config.model.task == "causal_lm":
-            raise ConfigError(
-                "prompt=ensemble_median takes medians of classes, and model.task=causal_lm has "
-                "none; choose prompt=ensemble_mean or ensemble_vote"
-            )

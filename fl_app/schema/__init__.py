@@ -69,6 +69,7 @@ from fl_app.schema.strategy import (
     ServerRuleConfig,
     StrategyConfig,
 )
+from fl_app.schema.transfer import ContactConfig, TransferPrompt
 
 __all__ = [
     "LAYOUT_RULES",
@@ -78,6 +79,7 @@ __all__ = [
     "ChannelConfig",
     "Config",
     "ConnectionConfig",
+    "ContactConfig",
     "DataConfig",
     "DeviceClassConfig",
     "DeviceConfig",
@@ -120,4 +122,5 @@ __all__ = [
     "SimulationFederation",
     "StrategyConfig",
     "StreamConfig",
+    "TransferPrompt",
 ]
