@@ -18,6 +18,7 @@ from clients.trial import Rows, deal
 from fl_app.errors import WireError
 from fl_app.features_wire import Begin
 from fl_app.finetune import local_batches
+from fl_app.fomo.feature_link import FeatureLink
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.payload import Payload
 from fl_app.schema import TransferPrompt
@@ -62,11 +63,11 @@ class PersonalWorker(GradientWorker):
         own = self._own(begin)
         return begin.adapter if own is None else begin.adapter | own.arrays
 
-    def _update(self, session: DeviceSession, state: LocalState) -> Payload:
+    def _update(self, session: DeviceSession, state: LocalState, link: FeatureLink) -> Payload:
         self._store.put(state.device, OWN, Kept(state.round, own_only(state.now)))
         if self._store.get(state.device, BEFORE) is not None:
             self._store.put(state.device, TUNED, Kept(state.round, state.now))
-        return super()._update(session, state)
+        return super()._update(session, state, link)
 
     def _rows(self, session: DeviceSession, device: int, server_round: int) -> list[list[int]]:
         """Returns local steps over the rows that no gate reads."""

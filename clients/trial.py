@@ -105,7 +105,7 @@ def trial_losses(
         readout = session.front.features(batch, session.task.loss, prompt).readout
         lead = f"{k}|"
         own = {n.removeprefix(lead): a for n, a in payload.arrays.items() if n.startswith(lead)}
-        states = wire.decode(own, STATES)
+        states = wire.decode(own, STATES, dims=2)
         if len(states) != int(readout.sum()):
             raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")
         session.write(candidate)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from fl_app.schema.checks import one_of, require
-from fl_app.schema.device import PromptConfig
+from fl_app.schema.prompt import PromptConfig
 
 USES = ("init", "zero_shot")
 DESCRIPTORS = ("mean", "flat")
