@@ -9,11 +9,13 @@ from flwr.app import Context
 from clients.cache import BlobCache, cache_root
 from clients.gradient_worker import GradientWorker
 from clients.part_worker import PartWorker
+from clients.prompt_store import PromptStore
 from clients.scalar_worker import ScalarWorker
+from clients.transfer_worker import TransferWorker
 from clients.worker import EmulatorWorker
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
-from fl_app.schema import Config, EmulatorDownloadStrategy, GradientDownloadStrategy
+from fl_app.schema import Config, EmulatorDownloadStrategy, GradientDownloadStrategy, TransferPrompt
 from fl_app.variants import as_reference
 
 
@@ -24,7 +26,7 @@ def worker_of(context: Context) -> EmulatorWorker:
 
 def gradient_worker_of(context: Context) -> PartWorker:
     """Returns this process's worker for gradient download, built on the first message."""
-    return _gradient_worker(*_facts(context))
+    return _gradient_worker(*_facts(context), context.run_id)
 
 
 def _facts(context: Context) -> tuple[str, str, str | None, Path]:
@@ -49,14 +51,19 @@ def _worker(overrides: str, reference: str, local_path: str | None, root: Path) 
 
 @lru_cache(maxsize=1)
 def _gradient_worker(
-    overrides: str, reference: str, local_path: str | None, root: Path
+    overrides: str, reference: str, local_path: str | None, root: Path, run_id: int
 ) -> PartWorker:
     config = as_reference(load_config(overrides), reference)
     common: dict[str, Any] = {"cache": BlobCache(root), "local_path": local_path}
-    match config.strategy:
-        case GradientDownloadStrategy(variant="scalar") as strategy:
+    match config.strategy, config.prompt:
+        case GradientDownloadStrategy() as strategy, TransferPrompt() as transfer:
+            store = PromptStore(root / "prompts" / str(run_id))
+            return TransferWorker(
+                config=config, strategy=strategy, transfer=transfer, store=store, **common
+            )
+        case GradientDownloadStrategy(variant="scalar") as strategy, _:
             return ScalarWorker(config=config, strategy=strategy, **common)
-        case GradientDownloadStrategy() as strategy:
+        case GradientDownloadStrategy() as strategy, _:
             return GradientWorker(config=config, strategy=strategy, **common)
         case _:
             raise _unasked(config)

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from fl_app.errors import ModelError
-from fl_app.fomo.adapter import is_head, lora_start
+from fl_app.fomo.adapter import is_head
 from fl_app.fomo.device_package import unpack_device_part
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
+from fl_app.fomo.lora import lora_start
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.schema import Config, GradientDownloadStrategy
 from fl_app.settings import device_parameters, task_for
@@ -29,6 +30,7 @@ class DeviceSession:
 
     Attributes:
         start: the adapter every device and the server start from.
+        model: the part's model, whose trunk is elsewhere.
 
     Raises:
         ModelError: the blob is damaged.
@@ -39,6 +41,7 @@ class DeviceSession:
         part = package.part
         self.parameters = device_parameters(config, strategy, part)
         self._num_stacks = part.num_stacks
+        self.model = part.model
         self.head = Head(part)
         self.front = Front(part, self.head)
         self.task: Task = task_for(
@@ -83,11 +86,11 @@ class DeviceSession:
         """Returns the loss a device with these examples minimises."""
         return self.task.local_loss(self.encoded[device], self._tau)
 
-    def targets_of(self, device: int) -> NDArray[np.int64]:
-        """Returns the classes of a device's examples; none for language models."""
-        targets = self.encoded[device].targets
-        is_class = bool(targets) and not isinstance(targets[0], list)
-        return np.asarray(targets if is_class else [], np.int64)
+    def counts_of(self, device: int) -> NDArray[np.int64] | None:
+        """Returns a device's examples of each class; None where its loss does not need them."""
+        if not self.task.adjusts(self._tau):
+            return None
+        return self.task.class_counts(self.encoded[device])
 
     def write(self, adapter: Update) -> None:
         """Sets the parameters of this part of the model.

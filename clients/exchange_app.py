@@ -3,6 +3,7 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.discreet import discreet
 from clients.steps import Handle, answer_step
 from clients.stream import serve_stream
 
@@ -16,10 +17,12 @@ def exchange_app(handle: Handle) -> ClientApp:
     app = ClientApp()
 
     @app.train("step")
+    @discreet
     def step(message: Message, context: Context) -> Message:
         return answer_step(message, context, handle)
 
     @app.train("stream")
+    @discreet
     def stream(message: Message, context: Context) -> Message:
         return serve_stream(message, handle)
 

@@ -12,9 +12,11 @@ import torch
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
 from clients.part_worker import PartWorker
+from clients.round_state import RoundState
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
+    COUNTS,
     ERROR,
     FEATURES,
     NO_FRONT,
@@ -23,6 +25,7 @@ from fl_app.features_wire import (
     SLOPES,
     STATES,
     UPDATE,
+    Begin,
     parameters_in,
     parameters_out,
     read_begin,
@@ -35,13 +38,13 @@ from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
 from fl_app.settings import aggregation_of, feature_link_spec, local_tuning
 from fl_app.tasks import Batch
-from fl_app.updates import layout_hash, travels
+from fl_app.updates import Update, layout_hash, travels
 
 
 class GradientWorker(PartWorker):
     """Handles the exchanges of gradient download by first-order steps."""
 
-    def _open(self, payload: Payload) -> tuple[LocalState | None, Payload]:
+    def _open(self, payload: Payload) -> tuple[RoundState | None, Payload]:
         begin = read_begin(payload)
         session = self._loaded.of(begin.device, begin.model_hash)
         if session is None:
@@ -53,11 +56,15 @@ class GradientWorker(PartWorker):
             model_hash=begin.model_hash,
             proximal_mu=begin.proximal_mu,
             start=begin.adapter,
-            now=begin.adapter,
+            now=self._starting(begin),
         )
         return self._features(session, state, self._link(state))
 
-    def _continue(self, blob: bytes, payload: Payload) -> tuple[LocalState | None, Payload]:
+    def _starting(self, begin: Begin) -> Update:
+        """Returns what tuning starts from."""
+        return begin.adapter
+
+    def _continue(self, blob: bytes, payload: Payload) -> tuple[RoundState | None, Payload]:
         state = read_state(blob)
         session = self._loaded.of(state.device, state.model_hash)
         if session is None:
@@ -96,7 +103,8 @@ class GradientWorker(PartWorker):
         at_server = session.trunk_names(state.now)
         if self._strategy.labels == "server":
             arrays["labels"] = batch["labels"].numpy()
-            arrays["targets"] = session.targets_of(state.device)
+            if (counts := session.counts_of(state.device)) is not None:
+                arrays[COUNTS] = counts
             at_server |= session.head_names
         arrays |= parameters_out(
             OWN, {name: torch.from_numpy(state.now[name]) for name in sorted(at_server)}
@@ -108,7 +116,7 @@ class GradientWorker(PartWorker):
         self, session: DeviceSession, state: LocalState, payload: Payload
     ) -> tuple[LocalState, Payload]:
         """Head on the last states: their gradient up, the head's own kept for the step."""
-        states = self._wire.decode(payload.arrays, STATES)
+        states = self._wire.decode(payload.arrays, STATES, dims=2)
         readout = torch.from_numpy(state.readout["readout"].copy())
         if len(states) != int(readout.sum()):
             raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")
@@ -180,7 +188,7 @@ class GradientWorker(PartWorker):
         return FeatureLink(spec, self._config.seed, state.round, state.device)
 
     def _secret(self, state: LocalState) -> np.random.Generator:
-        """Returns the source of noise: repeatable in simulation, nobody's guess on real devices."""
+        """Returns the source of noise: repeatable in simulation, and else seeded by the system."""
         match self._config.federation:
             case SimulationFederation():
                 place = state.round, state.device, state.step

@@ -89,7 +89,7 @@ class ScalarWorker(PartWorker):
                 start,
                 batches=[arrays for arrays, _ in made],
                 error=float(np.mean([error for _, error in made])),
-                targets=session.targets_of(opening.device) if self._labels_travel else None,
+                counts=session.counts_of(opening.device) if self._labels_travel else None,
             )
         state = ScalarState(
             round=opening.round,

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from flwr.app import Message
 
+from clients.discreet import kind_of
 from clients.steps import Handle
 from fl_app import step_wire, stream
 from fl_app.errors import WireError
@@ -30,7 +31,7 @@ def serve_stream(message: Message, handle: Handle) -> Message:
     Raises:
         WireError: ``missing``; ``unreachable`` or ``wrong-certificate``, see ``stream.Channel``;
             ``cut``, the server closed the stream or was silent for ``idle_s``; ``wrong-step``.
-        Exception: whatever ``handle`` raised, after the server was told.
+        Exception: whatever ``handle`` raised, after the server was told of what kind it is.
     """
     order = step_wire.read_stream(message)
     with Channel(
@@ -43,9 +44,8 @@ def serve_stream(message: Message, handle: Handle) -> Message:
         try:
             steps = _answer_all(channel, order, handle)
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".encode()[: stream.MAX_CONTROL_BYTES]
             with suppress(WireError):  # a broken stream needs no telling
-                channel.send(stream.FAILED, 0, text, timeout_s=1.0)
+                channel.send(stream.FAILED, 0, kind_of(error).encode(), timeout_s=1.0)
             raise
     return step_wire.stream_done(message, order, steps)
 

@@ -68,6 +68,8 @@ class EmulatorWorker:
         if session is None:
             return wire.no_emulator_reply(message, order)
         encoded = self._data.encoded(order.device, session)
+        if order.layout:
+            session.adapter.resize(order.layout)
         session.adapter.write(order.adapter)
         tuned = {
             name: parameter

@@ -4,15 +4,17 @@ Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fl_app.allocation import Allocation, allocate
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
+from fl_app.ensemble import Ensemble, ensemble_of
 from fl_app.errors import ConfigError
 from fl_app.evaluate import evaluate
 from fl_app.fomo.adapter import Adapter
@@ -40,6 +42,7 @@ from fl_app.settings import (
     connect,
     prompted_body,
     require_peft_fits,
+    split_of,
     task_for,
 )
 from fl_app.tasks import Encoded, Task
@@ -66,6 +69,8 @@ class Bench:
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
+        allocation: which blocks have how much LoRA, on the server and on every device.
+        ensemble: of soft prompts; None where all devices tune one adapter.
     """
 
     config: Config
@@ -77,6 +82,8 @@ class Bench:
     round_test: Encoded
     facts: dict[str, Any]
     full_link: Insertion | None = None
+    allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
+    ensemble: Ensemble | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -92,8 +99,15 @@ def model_source(model: ModelConfig) -> str:
             raise ConfigError(f"model of type {type(model).__name__} has no source")
 
 
-def prepare(config: Config, material: Material | None = None) -> Bench:
+def prepare(
+    config: Config, material: Material | None = None, *, like: Config | None = None
+) -> Bench:
     """Loads model and data, and makes what devices download once.
+
+    Args:
+        config: the run's configuration.
+        material: its data; None loads them.
+        like: the run that this one is compared with, whose layouts it has; None for its own.
 
     Raises:
         DeftError: anything is missing or does not fit.
@@ -125,6 +139,10 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         later_tuned=piece.later_tuned,
         carried=carried,
     )
+    allocation = _allocation(config, like or config, backbone, piece, full)
+    for adapter in (full, piece.emulated):
+        if adapter is not None and allocation.server:
+            adapter.resize(allocation.server)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
@@ -143,7 +161,32 @@ def prepare(config: Config, material: Material | None = None) -> Bench:
         round_test=task.encode(_round_rows(config, material)),
         facts=facts,
         full_link=connect(config, full, blocks),
+        allocation=allocation,
+        ensemble=ensemble_of(config, backbone=backbone, full=full, task=task, public=public),
     )
+
+
+def starting_adapter(bench: Bench) -> Update:
+    """Returns the adapter of round 0; of all members where there is an ensemble."""
+    return bench.full.read() if bench.ensemble is None else bench.ensemble.start()
+
+
+def _allocation(
+    config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
+) -> Allocation:
+    """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
+    split = piece.split
+    match like.strategy:
+        case EmulatorDownloadStrategy(emulator=emulator):
+            split = split_of(emulator, backbone.model.config)
+    made = allocate(
+        replace(like, peft=config.peft),
+        backbone.model.config,
+        num_labels=0 if config.model.task == "causal_lm" else len(backbone.labels),
+        split=split,
+        adapter=full,
+    )
+    return made if config.federation.classes else Allocation(server=made.server)
 
 
 def _piece(
@@ -186,7 +229,12 @@ def _require_dealing(config: Config, material: Material) -> None:
 
 
 def measure_plug_in(bench: Bench, adapter: Update, rows: Encoded) -> float:
-    """Measures an adapter plugged into the full model, through its connection if it has one."""
+    """Measures an adapter plugged into the full model, through its connection if it has one.
+
+    An ensemble's adapter is measured as an ensemble.
+    """
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(bench.full.bare_model, adapter, rows).ensemble
     bench.full.write(adapter)
     if bench.full_link is not None:
         bench.full_link.measure()
@@ -197,11 +245,15 @@ def measure(bench: Bench, adapter: Update, rows: Encoded) -> dict[str, float]:
     """Measures an adapter plugged into the full model, and on the emulator if there is one.
 
     Returns:
-        ``plug_in`` and, as a device would see it, ``emulator``.
+        ``plug_in`` and, as a device would see it, ``emulator``; of an ensemble also
+        ``member_mean`` and ``member_best`` on the full model.
     """
     figures = {"plug_in": measure_plug_in(bench, adapter, rows)}
     if bench.piece.emulated is not None:
         figures["emulator"] = measure_emulator(bench, adapter, rows)
+    if bench.ensemble is not None and (found := bench.ensemble.latest) is not None:
+        triple = found.as_result()
+        figures |= {name: triple[name] for name in ("member_mean", "member_best")}
     return figures
 
 
@@ -214,6 +266,8 @@ def measure_emulator(bench: Bench, adapter: Update, rows: Encoded) -> float:
     emulated, link = bench.piece.emulated, bench.piece.emulated_link
     if emulated is None:
         raise ConfigError(f"strategy {type(bench.config.strategy).__name__} has no emulator")
+    if bench.ensemble is not None:
+        return bench.ensemble.measure(emulated.bare_model, adapter, rows).ensemble
     emulated.write(adapter)
     if link is not None:
         link.measure()

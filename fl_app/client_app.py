@@ -8,12 +8,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.cache import cache_of
+from clients.discreet import discreet
 from fl_app import hello_wire
 
 app = ClientApp()
 
 
 @app.query("hello")
+@discreet
 def hello(message: Message, context: Context) -> Message:
     """Says which partition this node is and which emulators it holds."""
     partition = int(str(context.node_config["partition-id"]))
@@ -21,6 +23,7 @@ def hello(message: Message, context: Context) -> Message:
 
 
 @app.train("emulator")
+@discreet
 def train_on_emulator(message: Message, context: Context) -> Message:
     """Tunes the adapter on the emulator."""
     from clients.build import worker_of
@@ -29,6 +32,7 @@ def train_on_emulator(message: Message, context: Context) -> Message:
 
 
 @app.train("front")
+@discreet
 def store_front(message: Message, context: Context) -> Message:
     """Keeps this device's part of the model."""
     from clients.build import gradient_worker_of
@@ -37,6 +41,7 @@ def store_front(message: Message, context: Context) -> Message:
 
 
 @app.train("step")
+@discreet
 def train_step(message: Message, context: Context) -> Message:
     """Makes one exchange of a local step."""
     from clients.build import gradient_worker_of
@@ -46,6 +51,7 @@ def train_step(message: Message, context: Context) -> Message:
 
 
 @app.train("stream")
+@discreet
 def train_stream(message: Message, context: Context) -> Message:
     """Makes all exchanges of a round over one stream."""
     from clients.build import gradient_worker_of

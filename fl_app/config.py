@@ -27,6 +27,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 _OPEN = "strategy.server_rule.options"
 """The one table without fixed keys: what it may hold depends on the rule."""
 
+LAYOUT_FILES = ("linear_up", "linear_down", "u_shape", "top_n")
+"""Layout rules with a file of their own in ``conf/peft``."""
 GROUPS: dict[str, dict[str, type]] = {
     "model": {
         "minilm": schema.MinilmModel,
@@ -35,6 +37,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "peft": {
         "lora": schema.LoraConfig,
+        **{f"lora_{rule}": schema.LoraConfig for rule in LAYOUT_FILES},
         "head": schema.HeadConfig,
         "prompt": schema.PromptTuningConfig,
     },
@@ -53,7 +56,15 @@ GROUPS: dict[str, dict[str, type]] = {
         "aircomp": schema.AircompChannel,
         "digital": schema.DigitalChannel,
     },
-    "prompt": {"none": schema.NoPrompt},
+    "prompt": {
+        "none": schema.NoPrompt,
+        "ensemble_vote": schema.EnsembleVote,
+        "ensemble_mean": schema.EnsembleMean,
+        "ensemble_logit_mean": schema.EnsembleLogitMean,
+        "ensemble_median": schema.EnsembleMedian,
+        "ensemble_weighted": schema.EnsembleWeighted,
+        "transfer": schema.TransferPrompt,
+    },
     "federation": {
         "simulation": schema.SimulationFederation,
         "edge": schema.EdgeFederation,
@@ -125,8 +136,11 @@ def implied(words: Sequence[str]) -> list[str]:
     """Returns the group choices that follow from others; a choice among ``words`` overrules them.
 
     Gradient download tunes a soft prompt unless another variant is asked for, and then LoRA; an
-    experiment that chose the strategy itself also chose what goes with it.
+    experiment that chose the strategy itself also chose what goes with it. An ensemble is one of
+    soft prompts.
     """
+    if any(word.startswith("prompt=ensemble_") for word in words):
+        return ["peft=prompt"]
     named = [w.partition("=")[2] for w in words if w.startswith("strategy.variant=")]
     if not named:
         return ["peft=prompt"] if "strategy=gradient_download" in words else []

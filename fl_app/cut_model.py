@@ -68,24 +68,28 @@ def cut_model(
     adopt(backbone.model, part)
     own = device_parameters(config, strategy, part)
     wire = FeatureWire(strategy.features)
+    local = task_for(  # as devices have it, who are told the overall shares
+        config,
+        backbone.model,
+        files=backbone.files,
+        labels=backbone.labels,
+        overall_shares=package.class_shares,
+    )
+    tau = config.finetune.logit_adjustment
     settings: dict[str, Any] = {
         "reader": FeatureReader(
             trunk,
             wire=wire,
             num_stacks=part.num_stacks,
             num_prompt=num_prompt_of(config.peft),
-            labels=label_rule(backbone.model, backbone.task),
+            max_rows=config.finetune.batch_size,
+            max_length=None if part.reads_images else config.model.max_length,
+            labels=label_rule(backbone.model, backbone.task, with_counts=local.adjusts(tau)),
         ),
         "head": Head(part),
         "head_parameters": {name: p for name, p in own.items() if is_head(name)},
-        "task": task_for(  # as devices have it, who are told the overall shares
-            config,
-            backbone.model,
-            files=backbone.files,
-            labels=backbone.labels,
-            overall_shares=package.class_shares,
-        ),
-        "logit_adjustment": config.finetune.logit_adjustment,
+        "task": local,
+        "logit_adjustment": tau,
     }
     server: FeatureServer | ScalarServer
     match strategy.variant:

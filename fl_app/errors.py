@@ -26,5 +26,12 @@ class WireError(DeftError):
         self.reason = reason
 
 
+class DeviceError(DeftError):
+    """A device failed; says the kind of the error only, for its text may quote the device's data.
+
+    The device's own log has the text.
+    """
+
+
 class RunError(DeftError):
     """A run cannot go on or ended without a single aggregated round."""

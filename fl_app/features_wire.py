@@ -23,6 +23,8 @@ BEGIN, NO_FRONT, UPDATE = "begin", "no-front", "update"
 FEATURES, STATES, SLOPES, GRADIENT = "features", "states", "slopes", "gradient"
 OWN, PARAMETER = "own", "parameter"
 """Prefixes of parameters that sit at the server while computing, and of their gradients."""
+COUNTS = "counts"
+"""Array beside labels: the device's examples of each class, where its loss depends on them."""
 ERROR = "feature_error"
 """A scalar beside features: the relative error their coding made."""
 
@@ -104,18 +106,35 @@ class FeatureWire:
         parts = squeeze(array, self._how, rng, name=name)
         return {f"{name}.{part}": values for part, values in parts.items()} | extra
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
-        """Returns the float32 tensor.
+    def decode(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        name: str,
+        *,
+        dims: int,
+        relative: bool = False,
+    ) -> torch.Tensor:
+        """Returns the float32 tensor; all that a stranger could choose about it is judged here.
+
+        Args:
+            arrays: of the payload.
+            name: of the tensor.
+            dims: how many dimensions it has.
+            relative: as it was coded.
 
         Raises:
             WireError: ``missing``, ``wrong-dtype``, ``wrong-shape`` or ``not-finite``.
         """
         lead = f"{name}."
         parts = {k.removeprefix(lead): v for k, v in arrays.items() if k.startswith(lead)}
-        peak = parts.pop("peak", None)
-        array = restore(parts, self._how, name=name)
-        if peak is not None:
-            array = array * peak
+        has_peak = relative and self._how == "float16"
+        peak = _peak(parts.pop("peak", None), name) if has_peak else None
+        with np.errstate(over="ignore", invalid="ignore"):  # judged below
+            array = restore(parts, self._how, name=name)
+            if peak is not None:
+                array = array * peak
+        if array.ndim != dims:
+            raise WireError("wrong-shape", f"'{name}' is {array.shape}, must have {dims} axes")
         if not np.isfinite(array).all():
             raise WireError("not-finite", f"'{name}' holds NaN or infinity")
         return torch.from_numpy(array)
@@ -131,9 +150,11 @@ class FeatureWire:
         """
         if self._how == "float32":
             return 0.0
-        pairs = [(self.decode(arrays, f"hidden{i}"), h) for i, h in enumerate(features.hidden)]
+        pairs = [
+            (self.decode(arrays, f"hidden{i}", dims=3), h) for i, h in enumerate(features.hidden)
+        ]
         if features.prompt is not None:
-            pairs.append((self.decode(arrays, "prompt"), features.prompt))
+            pairs.append((self.decode(arrays, "prompt", dims=2), features.prompt))
         return relative_error(
             np.concatenate([sent.numpy().ravel() for _, sent in pairs]),
             np.concatenate([decoded.numpy().ravel() for decoded, _ in pairs]),
@@ -153,13 +174,13 @@ class FeatureWire:
         """Reads features; whether shapes fit the model is checked where it is known.
 
         Raises:
-            WireError: something is missing, or not finite.
+            WireError: something is missing, not finite, or has other dimensions than it should.
         """
         arrays = payload.arrays
         return Features(
-            hidden=tuple(self.decode(arrays, f"hidden{i}") for i in range(num_stacks)),
+            hidden=tuple(self.decode(arrays, f"hidden{i}", dims=3) for i in range(num_stacks)),
             masks=tuple(_mask(arrays, f"mask{i}") for i in range(num_stacks)),
-            prompt=self.decode(arrays, "prompt") if _has(arrays, "prompt") else None,
+            prompt=self.decode(arrays, "prompt", dims=2) if _has(arrays, "prompt") else None,
             readout=_mask(arrays, "readout"),
         )
 
@@ -176,13 +197,17 @@ class FeatureWire:
         """Reads what came back.
 
         Raises:
-            WireError: something is missing, or not finite.
+            WireError: something is missing, not finite, or has other dimensions than it should.
         """
         arrays = payload.arrays
+
+        def tensor(name: str, dims: int) -> torch.Tensor:
+            return self.decode(arrays, name, dims=dims, relative=True)
+
         places = sorted({k.partition(".")[0] for k in arrays if k.startswith("hidden")})
         return FeatureGradient(
-            hidden=tuple(self.decode(arrays, place) for place in places) or None,
-            prompt=self.decode(arrays, "prompt") if _has(arrays, "prompt") else None,
+            hidden=tuple(tensor(place, 3) for place in places) or None,
+            prompt=tensor("prompt", 2) if _has(arrays, "prompt") else None,
             parameters=parameters_in(PARAMETER, arrays),
         )
 
@@ -221,7 +246,22 @@ def _has(arrays: Mapping[str, NDArray[Any]], name: str) -> bool:
     return any(key.startswith(f"{name}.") for key in arrays)
 
 
+def _peak(given: NDArray[Any] | None, name: str) -> NDArray[np.float32]:
+    """Returns what a relative tensor is multiplied by: one number, so that nothing can grow."""
+    if given is None:
+        raise WireError("missing", f"no '{name}.peak'")
+    if given.dtype != np.float32:
+        raise WireError("wrong-dtype", f"'{name}.peak' is {given.dtype.name}, must be float32")
+    if given.shape != (1,):
+        raise WireError("wrong-shape", f"'{name}.peak' is {given.shape}, must be (1,)")
+    if not 0 < given[0] < np.inf:
+        raise WireError("not-finite", f"'{name}.peak' is {given[0]}, must be > 0 and finite")
+    return given
+
+
 def _mask(arrays: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
     if name not in arrays or arrays[name].dtype != np.bool_:
         raise WireError("missing", f"'{name}' should be a bool array")
+    if arrays[name].ndim != 2:
+        raise WireError("wrong-shape", f"'{name}' is {arrays[name].shape}, must have 2 axes")
     return torch.from_numpy(arrays[name].copy())

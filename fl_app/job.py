@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_app import wire
-from fl_app.bench import Bench, measure
+from fl_app.bench import Bench, measure, starting_adapter
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
@@ -35,11 +35,13 @@ class Outcome:
         adapter: the last adapter.
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
+        results: further entries of ``result.json`` that the strategy has, by name.
     """
 
     adapter: Update = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    results: dict[str, Any] = field(default_factory=dict)
 
     @property
     def aggregated(self) -> int:
@@ -68,15 +70,19 @@ def federate(
         config,
         roster=roster,
         ledger=outcome.ledger,
-        layout_hash=bench.full.layout_hash(),
+        layouts=bench.allocation,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )
     measured: dict[int, dict[str, float]] = {}
-    outcome.adapter = bench.full.read()
+    outcome.adapter = starting_adapter(bench)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = wire.from_blob(wire.blob_of(arrays))
+        if bench.ensemble is not None:
+            groups = strategy.groups
+            devices = [groups.devices(group) for group in range(len(groups))]
+            bench.ensemble.note(server_round, outcome.adapter, devices)
         if measure_rounds:
             measured[server_round] = {
                 **measure(bench, outcome.adapter, bench.round_test),
@@ -95,6 +101,7 @@ def federate(
         )
     finally:
         strategy.close()
+        outcome.results = strategy.results
         books = {0: RoundLog(), **strategy.rounds}
         outcome.rounds = [
             RoundRecord(
@@ -115,7 +122,7 @@ def require_progress(outcome: Outcome) -> None:
         reasons = sorted({reason for record in outcome.rounds for reason in record.dropped})
         raise RunError(
             f"no round aggregated an update (devices dropped for: {', '.join(reasons) or 'none'}); "
-            "see the log for each device's error"
+            "each device's own log has the text of its errors"
         )
 
 

@@ -14,16 +14,28 @@ from typing import Literal, NamedTuple
 
 from fl_app.errors import RunError
 
-Link = Literal["downlink", "uplink"]
+Link = Literal["downlink", "uplink", "d2d"]
 What = Literal[
-    "adapter", "emulator", "states", "gradient", "update", "features", "slopes", "control"
+    "adapter",
+    "emulator",
+    "states",
+    "gradient",
+    "update",
+    "features",
+    "slopes",
+    "relay",
+    "trial",
+    "advert",
+    "prompt",
+    "control",
 ]
 
 # A later link or kind of payload is one more entry here and nothing else.
 PAYLOADS: Mapping[str, tuple[What, ...]] = MappingProxyType(
     {
-        "downlink": ("adapter", "emulator", "states", "gradient", "control"),
-        "uplink": ("update", "features", "slopes", "control"),
+        "downlink": ("adapter", "emulator", "states", "gradient", "control", "relay", "trial"),
+        "uplink": ("update", "features", "slopes", "control", "relay", "trial"),
+        "d2d": ("advert", "prompt"),
     }
 )
 
@@ -61,14 +73,16 @@ class Ledger:
         self._radio_seconds: dict[int, float] = {}
         self._crossings: defaultdict[int, list[_Crossing]] = defaultdict(list)
         self._joules: dict[tuple[int, int], float] = {}
+        self._d2d: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
         """Books one send.
 
         Args:
             round: server round, >= 0 (0 is what happens before the first round).
-            device: receiver of a downlink or sender of an uplink, >= 0.
-            link: "downlink" (server to device) or "uplink" (device to server).
+            device: receiver of a downlink or sender of an uplink or d2d link, >= 0.
+            link: "downlink" (server to device), "uplink" (device to server) or "d2d" (device to
+                device, by the contacts' model, whether the server relays or not).
             what: kind of payload; which kinds a link carries is listed in ``PAYLOADS``.
             num_bytes: length of the serialised payload in bytes, >= 0.
 
@@ -153,6 +167,34 @@ class Ledger:
         place = _count("round", round), _count("device", device)
         self._joules[place] = self._joules.get(place, 0.0) + _amount("joules", joules)
 
+    def book_d2d(self, *, round: int, seconds: float, joules: float) -> None:
+        """Books what one send from device to device takes; its bytes are booked by ``book``.
+
+        Args:
+            round: server round, >= 0.
+            seconds: time on air by the contacts' model, finite and >= 0.
+            joules: transmit energy of the sender, finite and >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        number = _count("round", round)
+        self._d2d[number].append((_amount("seconds", seconds), _amount("joules", joules)))
+
+    def _between_devices(self, round: int | None = None) -> dict[str, float]:
+        """Returns the totals of sends from device to device of one round, or of all."""
+        sends = [
+            send
+            for number, booked in self._d2d.items()
+            if round is None or round == number
+            for send in booked
+        ]
+        return {
+            "d2d_bytes": self.total_bytes(round=round, link="d2d"),
+            "d2d_seconds": math.fsum(seconds for seconds, _ in sends),
+            "d2d_joules": math.fsum(joules for _, joules in sends),
+        }
+
     def _radio(self, round: int | None = None) -> dict[str, float]:
         """Returns the radio's totals of one round, or of all."""
         rounds = set(self._channel_uses) if round is None else {round}
@@ -208,11 +250,14 @@ class Ledger:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
             (the device's part of the model, for gradient download), ``adapter_downlink_bytes`` and
             ``gradient_bytes`` (with last states); ``feature_bytes``, the part of the uplink that
-            was features and gradients of last states; ``control_bytes`` of both links, what is
-            none of these; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio
-            uplink, 0 without one; ``connection_uses``, ``connection_seconds``,
-            ``connection_joules`` (of devices) and ``connection_server_joules`` of neural
-            connections, 0 without one; and ``per_round``, one row with ``round``,
+            was features and gradients of last states; ``relay_bytes`` of both links, what the
+            server passed on between devices; ``trial_bytes`` of both links, what measuring other
+            devices' prompts cost; ``control_bytes`` of both links, what is none of these;
+            ``d2d_bytes``, ``d2d_seconds`` and ``d2d_joules`` of sends from device to device, 0
+            without any; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio uplink,
+            0 without one; ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of
+            devices) and ``connection_server_joules`` of neural connections, 0 without one; and
+            ``per_round``, one row with ``round``,
             ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and
             connections for every round with a booking, ascending.
         """
@@ -223,7 +268,10 @@ class Ledger:
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
             "gradient_bytes": self.total_bytes(what="gradient") + self.total_bytes(what="states"),
             "feature_bytes": self.total_bytes(what="features") + self.total_bytes(what="slopes"),
+            "relay_bytes": self.total_bytes(what="relay"),
+            "trial_bytes": self.total_bytes(what="trial"),
             "control_bytes": self.total_bytes(what="control"),
+            **self._between_devices(),
             **self._radio(),
             **self._connection(),
             "per_round": [
@@ -232,6 +280,7 @@ class Ledger:
                     "uplink_bytes": self.total_bytes(round=number, link="uplink"),
                     "downlink_bytes": self.total_bytes(round=number, link="downlink"),
                     "emulator_bytes": self.total_bytes(round=number, what="emulator"),
+                    **self._between_devices(number),
                     **self._radio(number),
                     **self._connection(number),
                 }

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
+    COUNTS,
     ERROR,
     FEATURES,
     Arrays,
@@ -37,7 +38,7 @@ from fl_app.payload import Payload, Scalar
 from fl_app.updates import Update
 
 OPEN, SEEDS, SIDES, SLOPE, CLOSE = "open", "seeds", "sides", "slope", "close"
-_COEFFICIENTS, _SLOPES, _READOUT, _TARGETS = "coefficients", "slopes", "readout", "targets"
+_COEFFICIENTS, _SLOPES, _READOUT = "coefficients", "slopes", "readout"
 _SIDE, _PLUS, _MINUS = "side", "plus", "minus"
 _LOSS, _ADAPTER = "loss", "adapter"
 
@@ -108,7 +109,8 @@ class Start:
         adapter: ``digest`` of the adapter it rebuilt.
         batches: features of every step, see ``FeatureWire.features``, with ``labels`` where those
             are at the server; empty where they were not asked for.
-        targets: int64, classes of all its examples, where labels are at the server.
+        counts: int64 [C], its examples of each class, where labels are at the server and the loss
+            depends on them.
         error: relative error that coding the features made, mean over the steps; None without
             features. Whether it is a number is judged where features are read.
     """
@@ -116,7 +118,7 @@ class Start:
     seeds: NDArray[np.int32]
     adapter: str
     batches: Sequence[Arrays] = ()
-    targets: NDArray[np.int64] | None = None
+    counts: NDArray[np.int64] | None = None
     error: Scalar | None = None
 
     def to_payload(self) -> Payload:
@@ -124,8 +126,8 @@ class Start:
         arrays: Arrays = {SEEDS: self.seeds}
         for step, batch in enumerate(self.batches):
             arrays |= {f"{step}|{name}": array for name, array in batch.items()}
-        if self.targets is not None:
-            arrays[_TARGETS] = self.targets
+        if self.counts is not None:
+            arrays[COUNTS] = self.counts
         scalars: dict[str, Scalar] = {_ADAPTER: self.adapter}
         if self.error is not None:
             scalars[ERROR] = self.error
@@ -163,8 +165,8 @@ def read_start(payload: Payload, *, num_seeds: int, adapter: str) -> Start:
     batches: list[Arrays] = []
     if payload.kind == FEATURES:
         batches = [_of_step(payload.arrays, step) for step in range(len(seeds))]
-    targets = payload.arrays.get(_TARGETS)
-    return Start(seeds, adapter, batches, targets, payload.scalars.get(ERROR))
+    counts = payload.arrays.get(COUNTS)
+    return Start(seeds, adapter, batches, counts, payload.scalars.get(ERROR))
 
 
 def sides(

@@ -21,6 +21,7 @@ from fl_app.schema import (
     ConnectionConfig,
     DataConfig,
     EmulatorConfig,
+    EnsembleConfig,
     FinetuneConfig,
     GradientDownloadStrategy,
     HeadConfig,
@@ -57,6 +58,17 @@ def num_prompt_of(peft: PeftConfig) -> int:
             return peft.num_tokens
         case _:
             return 0
+
+
+def num_members_of(config: Config) -> int:
+    """Returns how many adapters the run tunes apart: the members of its ensemble, else 1."""
+    match config.prompt:
+        case EnsembleConfig(num_members=None):
+            return config.federation.num_devices
+        case EnsembleConfig(num_members=int() as num_members):
+            return num_members
+        case _:
+            return 1
 
 
 def aggregation_of(peft: PeftConfig) -> str:

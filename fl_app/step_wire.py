@@ -108,6 +108,14 @@ def read_answer(message: Message, order: StepOrder) -> bytes:
     return answer.blob
 
 
+def answer_bytes(message: Message) -> int:
+    """Returns the payload bytes of a device's answer, whatever is wrong with it."""
+    if message.has_error():
+        return 0
+    record = message.content.array_records.get(STEP_BLOB, ArrayRecord())
+    return sum(len(array.data) for array in record.values())
+
+
 def stream_message(order: StreamOrder, node: int) -> Message:
     """Builds the one long message that lets a device open its stream."""
     config = ConfigRecord(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 Update = dict[str, NDArray[np.float32]]
 """Arrays by parameter name. An *update* proper is tuned minus received adapter."""
+_PART = "member."
 
 
 def add(
@@ -45,6 +47,24 @@ def layout_hash(update: Mapping[str, NDArray[np.float32]]) -> str:
     return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
 
 
+def travelling(
+    adapter: Mapping[str, NDArray[np.float32]], aggregation: str, server_round: int
+) -> Update:
+    """Returns the parameters that are tuned and sent in a round; see ``travels``."""
+    return {n: array for n, array in adapter.items() if travels(n, aggregation, server_round)}
+
+
+def blob_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Returns the bytes of ``fl_app.wire.to_blob`` for float32 arrays of these shapes."""
+    header, end = {}, 0
+    for name in sorted(shapes):
+        start, end = end, end + 4 * math.prod(shapes[name])
+        place = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+        header[name] = place
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end
+
+
 def is_finite(update: Mapping[str, NDArray[np.float32]]) -> bool:
     """Tells whether no entry is NaN or infinite."""
     return all(bool(np.isfinite(array).all()) for array in update.values())
@@ -66,3 +86,23 @@ def unstack(row: NDArray[np.float32], like: Mapping[str, NDArray[np.float32]]) -
     ends = np.cumsum([like[name].size for name in names])
     parts = np.split(row, ends[:-1])
     return {name: part.reshape(like[name].shape) for name, part in zip(names, parts, strict=True)}
+
+
+def join(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Update:
+    """Returns several adapters as one, their names led by ``member.<index>/``.
+
+    A single adapter comes back under its own names.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {f"{_PART}{i}/{name}": part[name] for i, part in enumerate(parts) for name in part}
+
+
+def split(joined: Mapping[str, NDArray[np.float32]], num_parts: int) -> list[Update]:
+    """Inverts ``join``."""
+    if num_parts == 1:
+        return [dict(joined)]
+    leads = [f"{_PART}{i}/" for i in range(num_parts)]
+    return [
+        {n.removeprefix(lead): a for n, a in joined.items() if n.startswith(lead)} for lead in leads
+    ]

@@ -15,6 +15,7 @@ from fl_app.schema import (
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     HeadConfig,
+    NoPrompt,
     ServerRuleConfig,
     StrategyConfig,
 )
@@ -41,7 +42,14 @@ def as_reference(config: Config, name: str) -> Config:
             connection = whole.connection
             if connection.carries == "lora_a":  # a head alone has no A to compute
                 connection = dataclasses.replace(connection, block=None)
-            return dataclasses.replace(whole, peft=HeadConfig(), connection=connection)
+            alike = dataclasses.replace(whole.federation, classes=[])
+            return dataclasses.replace(
+                whole,
+                peft=HeadConfig(),
+                prompt=NoPrompt(),
+                connection=connection,
+                federation=alike,
+            )
         case "federated_full":
             return _full_model(config)
         case "centralised":
@@ -57,7 +65,7 @@ def _full_model(config: Config) -> Config:
     shared = {field.name for field in dataclasses.fields(StrategyConfig)}
     common: Any = {name: value for name, value in vars(config.strategy).items() if name in shared}
     strategy = EmulatorDownloadStrategy(emulator=whole, **common)
-    return dataclasses.replace(config, strategy=strategy)
+    return dataclasses.replace(config, strategy=strategy, prompt=NoPrompt())
 
 
 def _outer(strategy: StrategyConfig) -> tuple[int, int]:
@@ -74,6 +82,8 @@ def _outer(strategy: StrategyConfig) -> tuple[int, int]:
 def _one_device(config: Config) -> Config:
     """One device with all training data, and at most as many local steps as the federation makes.
 
+    It tunes one prompt where the federation tunes an ensemble.
+
     The server's rule is of no concern there: what the one device made is the result.
     """
     federation, finetune = config.federation, config.finetune
@@ -82,8 +92,11 @@ def _one_device(config: Config) -> Config:
     steps = finetune.max_steps
     return dataclasses.replace(
         config,
+        prompt=NoPrompt(),
         strategy=dataclasses.replace(config.strategy, num_rounds=1, server_rule=ServerRuleConfig()),
-        federation=dataclasses.replace(federation, num_devices=1, devices_per_round=None),
+        federation=dataclasses.replace(
+            federation, num_devices=1, devices_per_round=None, classes=[]
+        ),
         data=dataclasses.replace(
             config.data, partition=dataclasses.replace(config.data.partition, kind="iid")
         ),

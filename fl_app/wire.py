@@ -4,10 +4,9 @@ An adapter or update travels as one safetensors blob in one Flower ``Array``: no
 instead of one per tensor, and the bytes booked are the bytes sent.
 """
 
-import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fl_app.errors import WireError
+from fl_app.layout_wire import layout_fields, read_layout
 from fl_app.updates import Update, is_finite
 
 ADAPTER, UPDATE, EMULATOR = "adapter", "update", "emulator"
@@ -35,11 +35,26 @@ ACTION_TRAIN = "train.emulator"
 
 _MAX_EXAMPLES = 1_000_000_000
 """Weights come from devices and are trusted up to this many examples."""
+_MAX_SECONDS = 1e9
+MAX_FIGURE = float(np.finfo(np.float32).max)
+"""Losses and errors come from devices too: those of float32, so that no mean overflows."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the server tells one device: whose turn it is and with what."""
+    """What the server tells one device: whose turn it is and with what.
+
+    Attributes:
+        round: server round.
+        device: partition id.
+        num_devices: devices of the federation.
+        model_hash: content hash of what the device computes on.
+        adapter: as this device is sent it: the prefix slices of its layout.
+        emulator: packed, where the device is not known to hold it.
+        proximal_mu: FedProx's mu.
+        layout: LoRA's rank in every tuned block, 0 for a block to be left alone; empty where the
+            adapter has no LoRA.
+    """
 
     round: int
     device: int
@@ -48,6 +63,7 @@ class Order:
     adapter: Update
     emulator: bytes | None
     proximal_mu: float = 0.0
+    layout: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,7 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
             MODEL_HASH: order.model_hash,
             PROXIMAL_MU: order.proximal_mu,
             CRC: zlib.crc32(blob_of(adapter)),
+            **layout_fields(order.layout),
         }
     )
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
@@ -135,6 +152,7 @@ def read_order(message: Message) -> Order:
         adapter=from_blob(blob),
         emulator=None if emulator is None else blob_of(emulator),
         proximal_mu=field_of(config, PROXIMAL_MU, float),
+        layout=read_layout(config),
     )
 
 
@@ -256,10 +274,10 @@ def check_update(
     loss, seconds = field_of(facts, LOSS, float), field_of(facts, SECONDS, float)
     if not 0 < num_examples <= _MAX_EXAMPLES:
         raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
-    if not np.isfinite(loss):
-        raise WireError("not-finite", f"{LOSS}={loss}")
-    if not 0 <= seconds < math.inf:
-        raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
+    if not abs(loss) <= MAX_FIGURE:
+        raise WireError("not-finite", f"{LOSS}={loss} is no float32")
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise WireError("bad-seconds", f"{SECONDS}={seconds} is not in 0..{_MAX_SECONDS:g}")
     return Reply(order.device, update, num_examples, loss, seconds)
 
 

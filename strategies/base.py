@@ -9,23 +9,30 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from fl_app import updates, wire
 from fl_app.errors import RunError, WireError
 from fl_app.fomo.package import content_hash
+from fl_app.layout.prefix import cut, pad
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
+from strategies.combine import Combine, Gathered, held_by
+from strategies.groups import Groups
 from strategies.judge import by_device
+from strategies.layouts import Layouts
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
-from strategies.rules import ServerRule
 from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
@@ -39,9 +46,10 @@ class FederatedDeft(Strategy):
         roster: the devices.
         uplink: how updates reach the server.
         space: in which space LoRA is combined.
-        rule: how the server moves the adapter.
+        groups: which devices share an adapter, and how the server moves it.
         ledger: every byte sent is booked here.
-        layout_hash: of the server's adapter.
+        layouts: which device tunes which units.
+        combine: how updates of unequal ranks are combined.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
         timeout_s: seconds to wait when something is fetched again.
@@ -55,20 +63,25 @@ class FederatedDeft(Strategy):
         roster: Roster,
         uplink: Uplink,
         space: LoraSpace,
-        rule: ServerRule,
+        groups: Groups,
         ledger: Ledger,
-        layout_hash: str,
+        layouts: Layouts,
+        combine: Combine,
         aggregation: str,
         devices_per_round: int,
         timeout_s: float,
         seed: int,
     ) -> None:
-        self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
+        self._roster, self._uplink, self._space = roster, uplink, space
+        self.groups = groups
         self._blob, self._hash = blob, content_hash(blob)
         self._ledger, self._seed = ledger, seed
-        self._aggregation, self._layout_hash = aggregation, layout_hash
+        self._aggregation, self._layouts = aggregation, layouts
+        self._combine = combine
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
+        self._adapters: list[Update] = []
+        """One for each group; ``_adapter`` is all of them, joined."""
         self._tuned: Update = {}
         self._orders: dict[int, wire.Order] = {}
         self._sent: dict[int, Message] = {}
@@ -122,27 +135,28 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = wire.from_blob(wire.blob_of(arrays))
-        self._tuned = {
-            name: array
-            for name, array in self._adapter.items()
-            if updates.travels(name, self._aggregation, server_round)
-        }
+        self._adapters = self.groups.split(self._adapter)
+        # names and shapes are those of every group
+        self._tuned = updates.travelling(self._adapters[0], self._aggregation, server_round)
         self.rounds[server_round] = RoundLog()
-        proximal_mu = self._rule.announce(server_round, self._space.enter(self._adapter))
+        entered = [self._space.enter(adapter) for adapter in self._adapters]
+        proximal_mu = self.groups.announce(server_round, entered)
         devices = self._roster.devices
         drawn = generator(self._seed, "cohort", server_round).permutation(len(devices))
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
+        layouts = {device: self._layouts.at(server_round, device) for device in cohort}
         self._orders = {
             device: wire.Order(
                 round=server_round,
                 device=device,
                 num_devices=len(devices),
                 model_hash=self.model_hash,
-                adapter=self._adapter,
+                adapter=cut(self._of(device), layout) if layout else self._of(device),
                 emulator=self.download(device),
                 proximal_mu=proximal_mu,
+                layout=layout,
             )
-            for device in cohort
+            for device, layout in layouts.items()
         }
 
     def aggregate_train(
@@ -178,6 +192,8 @@ class FederatedDeft(Strategy):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
             )
+        refused = book.dropped.get("rule", [])
+        accepted = [reply for reply in accepted if reply.device not in refused]
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]
@@ -200,6 +216,11 @@ class FederatedDeft(Strategy):
         """Nothing to aggregate."""
         return None
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """Further entries of ``result.json``, by name; at any time, also after a failure."""
+        return {}
+
     def close(self) -> None:
         """Frees what was held for the run; called once, whatever happened."""
 
@@ -216,13 +237,38 @@ class FederatedDeft(Strategy):
             received: what the uplink made of their updates.
 
         Raises:
-            RunError: too few for the server's rule.
+            RunError: too few for the server's rule in every group.
         """
-        rows = [
-            self._space.enter(updates.add(self._adapter, updates.unstack(row, self._tuned)))
-            for row in received.rows
-        ]
-        return self._space.leave(self._rule.apply(server_round, rows, received.weights))
+        adapters, failed = list(self._adapters), dict[int, RunError]()
+        sorted_rows = self.groups.rows([reply.device for reply in accepted], len(received.rows))
+        for group, places in sorted_rows.items():
+            own = [reply for reply in accepted if self.groups.of[reply.device] == group]
+            gathered = Gathered(
+                adapter=self._adapters[group],
+                tuned=self._tuned,
+                received=replace(
+                    received, rows=received.rows[places], weights=received.weights[places]
+                ),
+                presence=self._held(own),
+                weights=np.array([reply.num_examples for reply in own], np.float64),
+            )
+            apply = partial(self.groups.rules[group].apply, server_round)
+            try:
+                adapters[group], figures = self._combine.next_adapter(gathered, self._space, apply)
+            except RunError as error:
+                failed[group] = error
+                continue
+            self.rounds[server_round].metrics |= figures
+        if len(failed) == len(sorted_rows):
+            raise next(iter(failed.values()))
+        for reply in accepted:
+            if self.groups.of[reply.device] in failed:
+                self.rounds[server_round].drop(reply.device, "rule")
+        return updates.join(adapters)
+
+    def _of(self, device: int) -> Update:
+        """Returns the adapter of a device's group."""
+        return self._adapters[self.groups.of[device]]
 
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""
@@ -239,6 +285,7 @@ class FederatedDeft(Strategy):
                 round=server_round,
                 devices=[reply.device for reply in accepted],
                 sizes=[self._tuned[name].size for name in sorted(self._tuned)],
+                presence=self._held(accepted),
             ),
             generator(self._seed, "uplink", server_round),
         )
@@ -257,14 +304,36 @@ class FederatedDeft(Strategy):
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received
 
+    def _held(self, replies: Sequence[wire.Reply]) -> NDArray[np.bool_] | None:
+        """Returns [num_replies, num_params] who holds what; None where everybody holds all."""
+        if self._layouts.is_shared:
+            return None
+        return held_by([self._orders[reply.device].layout for reply in replies], self._tuned)
+
     def _by_device(self, replies: Iterable[Message]) -> dict[int, list[Message]]:
         asked = {m.metadata.message_id: device for device, m in self._sent.items()}
         return by_device(replies, asked)
 
+    def _expected(self, order: wire.Order) -> dict[str, Any]:
+        """Returns what a device's answer must fit: its own adapter, as it was sent."""
+        like = updates.travelling(order.adapter, self._aggregation, order.round)
+        return {"order": order, "layout_hash": updates.layout_hash(order.adapter), "like": like}
+
+    def _accepted(self, reply: wire.Reply) -> wire.Reply:
+        """Returns an answer in the server's coordinates.
+
+        Raises:
+            WireError: it is finite itself but overflows where updates are combined.
+        """
+        whole = replace(reply, update=pad(reply.update, self._tuned))
+        self._require_finite(whole)
+        return whole
+
     def _require_finite(self, reply: wire.Reply) -> None:
         """Refuses an update that is finite itself but overflows where updates are combined."""
         with np.errstate(over="ignore", invalid="ignore"):
-            entered = self._space.enter(updates.add(self._adapter, reply.update))
+            before = self._orders[reply.device].adapter
+            entered = self._space.enter(updates.add(before, reply.update))
         if not updates.is_finite(entered):
             raise WireError("not-finite", "the update overflows where LoRA is combined")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
+from fl_app.prompts.contacts import Contacts
 from fl_app.schema import (
     AircompChannel,
     ChannelConfig,
@@ -17,9 +18,10 @@ from fl_app.schema import (
     LoraConfig,
     RadioChannel,
     ServerRuleConfig,
+    TransferPrompt,
 )
 from fl_app.seed_pool import SeedPool
-from fl_app.settings import aggregation_of
+from fl_app.settings import aggregation_of, num_members_of
 from fl_app.wireless.cell import Cell
 from fl_app.wireless.channel import Fading
 from fl_app.wireless.digital import Ofdma
@@ -35,12 +37,15 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.combine import Combine, Whole, build_combine
 from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
 from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
+from strategies.groups import Groups, deal
+from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import AircompUplink, DigitalUplink, VoteUplink
 from strategies.roster import Roster
@@ -48,6 +53,8 @@ from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
+from strategies.transfer_download import TransferDownload
+from strategies.transfer_phase import TransferTools
 from strategies.transport import build_transport
 from strategies.uplink import IdealUplink, Uplink
 
@@ -161,9 +168,46 @@ def num_per_round(config: Config, roster: Roster) -> int:
     return min(config.federation.devices_per_round or len(roster.devices), len(roster.devices))
 
 
+def most_steps(config: Config) -> int:
+    """Returns how many local steps a device of gradient download makes in a round at most.
+
+    Raises:
+        ConfigError: there is no limit.
+    """
+    if config.finetune.max_steps is None:
+        raise ConfigError(
+            "finetune.max_steps=null: the server waits for every step of gradient download, and a "
+            "device could go on for ever; set a number, devices with fewer rows stop before"
+        )
+    return config.finetune.max_steps
+
+
 def _feature_crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings | None:
     """Returns what books features that cross; None where they travel as bytes."""
     return None if connection.block is None else _crossings(connection, ledger)
+
+
+def build_groups(config: Config, roster: Roster) -> Groups:
+    """Deals the devices: one group, or in a prompt ensemble one for each member."""
+    num_groups = num_members_of(config)
+    rules = [build_rule(config.strategy.server_rule) for _ in range(num_groups)]
+    return Groups(deal(roster.devices, num_groups, config.seed), rules)
+
+
+def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) -> GradientDownload:
+    """Returns gradient download by first-order steps, with transfer phases if asked for."""
+    match config.prompt:
+        case TransferPrompt() as transfer:
+            devices = 1 + max(common["roster"].devices)
+            tools = TransferTools(
+                contacts=Contacts(devices, transfer.contacts, seed=config.seed),
+                server=server,
+                ledger=common["ledger"],
+                timeout_s=common["plan"].timeout_s,
+            )
+            return TransferDownload(transfer=transfer, tools=tools, server=server, **common)
+        case _:
+            return GradientDownload(server=server, **common)
 
 
 def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
@@ -182,7 +226,7 @@ def build_strategy(
     *,
     roster: Roster,
     ledger: Ledger,
-    layout_hash: str,
+    layouts: Layouts,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
 ) -> FederatedDeft:
@@ -192,21 +236,24 @@ def build_strategy(
         config: the run's configuration.
         roster: its devices.
         ledger: books what is sent.
-        layout_hash: of the server's adapter.
+        layouts: which device tunes which units.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
     """
     space: LoraSpace = FactorSpace()
+    combine: Combine = Whole()
     if isinstance(config.peft, LoraConfig):
-        space = build_space(config.peft.aggregation, config.peft.rank)
+        space = build_space(config.peft.aggregation, config.peft.rank, layouts.server)
+        combine = build_combine(config.peft.combine, is_shared=layouts.is_shared)
     common: dict[str, Any] = {
         "blob": blob,
         "roster": roster,
         "uplink": build_uplink(config.channel, config.seed),
         "space": space,
-        "rule": build_rule(config.strategy.server_rule),
+        "groups": build_groups(config, roster),
         "ledger": ledger,
-        "layout_hash": layout_hash,
+        "layouts": layouts,
+        "combine": combine,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),
         "timeout_s": config.federation.timeout_s,
@@ -224,7 +271,7 @@ def build_strategy(
                     timeout_s=strategy.exchange_timeout_s,
                     lr=strategy.scalar.lr,
                     eps=strategy.scalar.step,
-                    max_steps=config.finetune.max_steps,
+                    max_steps=most_steps(config),
                 ),
                 pool=SeedPool(strategy.scalar.num_seeds, config.seed),
                 cache=FeatureCache(strategy.scalar.max_cached_mb),
@@ -232,7 +279,8 @@ def build_strategy(
                 **common,
             )
         case GradientDownloadStrategy() as strategy, FeatureServer():
-            return GradientDownload(
+            return _gradient_download(
+                config,
                 server=server,
                 crossings=_feature_crossings(config.connection, ledger),
                 plan=GradientPlan(
@@ -240,12 +288,10 @@ def build_strategy(
                     shared=strategy.shared_gradient,
                     max_in_flight=strategy.max_in_flight,
                     timeout_s=strategy.exchange_timeout_s,
-                    max_steps=config.finetune.max_steps,
+                    max_steps=most_steps(config),
                     noise_multiplier=strategy.privacy.noise_multiplier,
                     # an epoch has every example once
-                    releases=min(
-                        config.finetune.epochs, config.finetune.max_steps or config.finetune.epochs
-                    ),
+                    releases=min(config.finetune.epochs, most_steps(config)),
                 ),
                 transport=build_transport(config, strategy, roster, num_per_round(config, roster)),
                 **common,

@@ -58,9 +58,10 @@ class Conversation:
             ahead: local steps a device makes before it answers.
 
         Returns:
-            The answers, by device; who is lost, or answers another local step, is dropped.
+            The answers, by device; who is lost, or answers another local step, is dropped, and so
+            is a device for which the payload is too long.
         """
-        blobs = {device: payload.to_blob() for device, payload in outgoing.items()}
+        blobs = self.each(outgoing, self._packed)
         for device, blob in blobs.items():
             self._book_payload("downlink", device, outgoing[device], what, len(blob))
         answers = self._exchange.exchange(blobs, self._timeout_s) if blobs else {}
@@ -91,6 +92,16 @@ class Conversation:
                 self._log.drop(device, error.reason)
         return made
 
+    def _packed(self, _device: int, payload: Payload) -> bytes:
+        blob, most = payload.to_blob(), self._exchange.max_bytes
+        if len(blob) > most:
+            raise WireError(
+                "too-large",
+                f"{len(blob)} bytes of {payload.kind} for it, allowed are {most}; lower "
+                "finetune.batch_size, or choose strategy.features=int8",
+            )
+        return blob
+
     def _opened(self, device: int, answer: bytes | Lost, step: int) -> Payload:
         """Reads an answer and books its bytes.
 
@@ -98,7 +109,9 @@ class Conversation:
             WireError: it was lost, is no payload or of another step, or the device has no model.
         """
         match answer:
-            case Lost(reason, detail):
+            case Lost(reason, detail, num_bytes):
+                if num_bytes > 0:
+                    self._book("uplink", device, "control", num_bytes)
                 raise WireError(reason, detail)
         try:
             payload = read_payload(answer, max_bytes=MAX_BYTES)

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.layout_wire import RANK_BYTES
 from strategies.base import FederatedDeft
 from strategies.crossings import Crossings
 from strategies.judge import judge
@@ -28,13 +29,16 @@ class EmulatorDownload(FederatedDeft):
     def __init__(self, *, crossings: Crossings, **collaborators: Any) -> None:
         super().__init__(**collaborators)
         self._crossings = crossings
+        self._wrapped: dict[tuple[int, tuple[tuple[int, int], ...]], ArrayRecord] = {}
+        """The round's adapters as they cross the wire, by group and layout."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draws devices and writes one message to each."""
         self.open_round(server_round, arrays, grid)
-        self._sent = {device: self._write(order, arrays) for device, order in self._orders.items()}
+        self._wrapped = {}
+        self._sent = {device: self._write(order) for device, order in self._orders.items()}
         return list(self._sent.values())
 
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
@@ -46,10 +50,15 @@ class EmulatorDownload(FederatedDeft):
             for reply in self._judge(device, answered.get(device, []), book)
         ]
 
-    def _write(self, order: wire.Order, arrays: ArrayRecord) -> Message:
+    def _write(self, order: wire.Order) -> Message:
         """Writes one device's message and books its payload."""
-        adapter_bytes = len(wire.blob_of(arrays))
-        self._book("downlink", order, "adapter", adapter_bytes)
+        key = self.groups.of[order.device], tuple(order.layout.items())
+        if key not in self._wrapped:
+            self._wrapped[key] = wire.blob_record(wire.to_blob(order.adapter))
+        arrays = self._wrapped[key]
+        self._book("downlink", order, "adapter", len(wire.blob_of(arrays)))
+        if not self._layouts.is_shared:
+            self._book("downlink", order, "control", RANK_BYTES * len(order.layout))
         if order.emulator is not None:
             self._book("downlink", order, "emulator", len(order.emulator))
         return wire.order_message(order, self._roster.node_of[order.device], arrays)
@@ -61,13 +70,12 @@ class EmulatorDownload(FederatedDeft):
         if not lost:
             return answered
         log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
-        arrays = wire.blob_record(wire.to_blob(self._adapter))
         for device in sorted(lost):
             self.forget(device)
             old = self._orders[device]
             order = wire.Order(**{**vars(old), "emulator": self.download(device)})
             self._orders[device] = order
-            self._sent[device] = self._write(order, arrays)
+            self._sent[device] = self._write(order)
         again = [self._sent[device] for device in sorted(lost)]
         replies = self._grid.send_and_receive(again, timeout=self._timeout_s)
         kept = {device: r for device, r in answered.items() if device not in lost}
@@ -81,8 +89,7 @@ class EmulatorDownload(FederatedDeft):
                 self._book("uplink", order, "update", wire.uplink_bytes(message))
         self._crossings.book(order, messages)
         try:
-            reply = judge(messages, order=order, layout_hash=self._layout_hash, like=self._tuned)
-            self._require_finite(reply)
+            reply = self._accepted(judge(messages, **self._expected(order)))
         except WireError as error:
             log.warning("round %d: device %d dropped: %s", order.round, device, error)
             book.drop(device, error.reason)

@@ -32,15 +32,23 @@ class Lost:
         reason: what the report books: ``silent`` (no answer by the deadline), ``error`` (it
             raised), ``duplicate``, ``damaged`` (checksum, size or framing), ``cut`` (its connection
             ended), ``missing``, ``wrong-round``, ``wrong-device`` or ``wrong-step``.
-        detail: the full text.
+        detail: the full text; a device says no more than the kind of its error.
+        num_bytes: payload bytes that crossed all the same: answers that came whole and do not
+            count.
     """
 
     reason: str
     detail: str
+    num_bytes: int = 0
 
 
 class Exchange(Protocol):
     """One round's exchanges; used as a context manager."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Longest blob in either direction, >= 1."""
+        ...
 
     def exchange(self, outgoing: Mapping[int, bytes], deadline_s: float) -> dict[int, bytes | Lost]:
         """Sends each device its blob and waits for the answers.
@@ -87,6 +95,11 @@ class RoundExchange(ABC):
         self._steps: dict[int, int] = {}
         """Exchanges a device has answered in this round."""
         self._lost: dict[int, Lost] = {}
+
+    @property
+    def max_bytes(self) -> int:
+        """See ``Exchange``."""
+        return self._max_bytes
 
     def exchange(self, outgoing: Mapping[int, bytes], deadline_s: float) -> dict[int, bytes | Lost]:
         """See ``Exchange``."""
@@ -254,12 +267,14 @@ class MessageExchange(RoundExchange):
 
     def _judge(self, replies: list[Message], order: StepOrder) -> bytes | Lost:
         if len(replies) > 1:
-            return Lost("duplicate", f"{len(replies)} answers came back to one message")
+            crossed = sum(map(step_wire.answer_bytes, replies))
+            return Lost("duplicate", f"{len(replies)} answers came back to one message", crossed)
         try:
             answer = step_wire.read_answer(replies[0], order)
         except WireError as error:
             require_living_worker(str(error))
-            return Lost(error.reason, str(error))
+            return Lost(error.reason, str(error), step_wire.answer_bytes(replies[0]))
         if len(answer) > self._max_bytes:
-            return Lost("damaged", f"{len(answer)} bytes, allowed are {self._max_bytes}")
+            text = f"{len(answer)} bytes, allowed are {self._max_bytes}"
+            return Lost("damaged", text, len(answer))
         return answer

@@ -67,12 +67,19 @@ class FeatureCache:
 
 
 def _size(batches: Sequence[Arrived]) -> int:
-    return sum(_bytes(tensor) for batch in batches for tensor in _tensors(batch))
+    tensors = (tensor for batch in batches for tensor in _tensors(batch))
+    return sum(map(_bytes, tensors)) + sum(batch.counts.nbytes for batch in batches)
 
 
 def _tensors(batch: Arrived) -> list[torch.Tensor]:
     features = batch.features
-    return [*features.hidden, *features.masks, features.readout, batch.labels]
+    return [
+        *features.hidden,
+        *features.masks,
+        features.readout,
+        batch.labels,
+        *batch.own.values(),
+    ]
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -22,7 +22,7 @@ from fl_app.fomo.head import Head
 from fl_app.fomo.trunk import Held, Trunk
 from fl_app.payload import Payload
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded, LossFunction, Task
+from fl_app.tasks import Task
 from strategies.feature_reader import Arrived, FeatureReader, require_layout
 
 
@@ -119,7 +119,7 @@ class FeatureServer:
         Raises:
             WireError: something does not fit, or is not finite.
         """
-        slopes = self._wire.decode(payload.arrays, SLOPES)
+        slopes = self._wire.decode(payload.arrays, SLOPES, dims=2, relative=True)
         if slopes.shape != states.shape:
             raise WireError(
                 "wrong-shape", f"slopes {list(slopes.shape)}, expected {list(states.shape)}"
@@ -148,7 +148,7 @@ class FeatureServer:
                 states,
                 one.features.readout,
                 one.labels,
-                local_loss(self._task, one, self._tau),
+                self._task.counted_loss(one.counts, self._tau),
                 num_prompt,
             )
             heads[device] = parameters_out(
@@ -186,9 +186,3 @@ class FeatureServer:
         self, what: str, server_round: int, receiver: int | str, number: int
     ) -> np.random.Generator:
         return generator(self._seed, what, server_round, receiver, number)
-
-
-def local_loss(task: Task, arrived: Arrived, logit_adjustment: float) -> LossFunction:
-    """Returns the loss of a device whose labels are here."""
-    examples = Encoded([None] * len(arrived.targets), arrived.targets, np.zeros(0, np.int64))
-    return task.local_loss(examples, logit_adjustment)

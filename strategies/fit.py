@@ -1,5 +1,8 @@
 """Which choices of the configuration go together, checked before the work."""
 
+import logging
+from dataclasses import asdict
+
 import numpy as np
 
 from fl_app.errors import ConfigError, RunError
@@ -7,15 +10,35 @@ from fl_app.privacy import require_accountant
 from fl_app.schema import (
     Config,
     ConnectionConfig,
+    FinetuneConfig,
     GradientDownloadStrategy,
     IdealChannel,
     LoraConfig,
     PromptTuningConfig,
     RadioChannel,
 )
-from strategies.build import build_rule, num_per_round
+from strategies.build import build_groups, build_rule, most_steps, num_per_round
+from strategies.fit_layouts import require_layouts
+from strategies.fit_prompts import require_prompts
 from strategies.roster import Roster
 from strategies.rules import COMPARING
+
+log = logging.getLogger("deft")
+
+_UNUSED = {
+    "prompt": ("strategy.cut", "strategy.left", "strategy.right", "strategy.scalar"),
+    "cut": ("strategy.left", "strategy.right", "strategy.scalar"),
+    "lora": ("strategy.cut", "strategy.scalar"),
+    "scalar": (
+        "strategy.cut",
+        "finetune.lr",
+        "finetune.head_lr",
+        "finetune.eps",
+        "finetune.weight_decay",
+        "finetune.clip_norm",
+    ),
+}
+"""Options that a variant does not look at."""
 
 
 def require_enough(config: Config, roster: Roster) -> None:
@@ -25,6 +48,13 @@ def require_enough(config: Config, roster: Roster) -> None:
         ConfigError: the rule needs more.
     """
     rule, num_devices = build_rule(config.strategy.server_rule), num_per_round(config, roster)
+    sizes = build_groups(config, roster).sizes
+    if min(sizes) == 0:
+        raise ConfigError(
+            f"prompt.num_members makes {len(sizes)} groups of devices, and {len(roster.devices)} "
+            "devices joined; lower it, or start more devices"
+        )
+    num_devices = min(num_devices, min(sizes))
     probe = {"probe": np.zeros(1, np.float32)}
     rule.announce(1, probe)
     try:
@@ -36,10 +66,10 @@ def require_enough(config: Config, roster: Roster) -> None:
 
 
 def require_fit(config: Config) -> None:
-    """Checks that channel, LoRA space and rule go together.
+    """Checks that channel, LoRA space, rule, strategy and ensemble go together.
 
     Raises:
-        ConfigError: the channel hands over one mean, and something needs every device's update.
+        ConfigError: two choices contradict each other, or one needs what another does not give.
     """
     match config.channel, config.peft:
         case RadioChannel(), LoraConfig(aggregation="exact"):
@@ -47,9 +77,11 @@ def require_fit(config: Config) -> None:
                 "peft.aggregation=exact needs every device's factors, and this channel hands over "
                 "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
             )
+    require_layouts(config)
     match config.strategy:
         case GradientDownloadStrategy() as strategy:
             _require_variant(config, strategy)
+    require_prompts(config)
     rule = config.strategy.server_rule
     match config.channel:
         case RadioChannel() if rule.name in COMPARING:
@@ -61,6 +93,8 @@ def require_fit(config: Config) -> None:
 
 def _require_variant(config: Config, strategy: GradientDownloadStrategy) -> None:
     """Checks that variant and layout of the adapter go together."""
+    most_steps(config)
+    _say_unused(config, strategy)
     match strategy.variant, config.peft:
         case ("prompt", PromptTuningConfig()) | ("cut" | "lora", LoraConfig()):
             pass
@@ -105,6 +139,17 @@ def _require_crossing(connection: ConnectionConfig, strategy: GradientDownloadSt
             f"strategy.features={strategy.features} codes features into bytes, and over a "
             "connection they travel as numbers; set strategy.features=float32"
         )
+
+
+def _say_unused(config: Config, strategy: GradientDownloadStrategy) -> None:
+    """Warns of options that were set and have no effect."""
+    given = {"strategy": asdict(strategy), "finetune": asdict(config.finetune)}
+    plain = {"strategy": asdict(GradientDownloadStrategy()), "finetune": asdict(FinetuneConfig())}
+    for key in _UNUSED[strategy.variant]:
+        group, _, name = key.partition(".")
+        if given[group][name] != plain[group][name]:
+            text = "strategy.variant=%s does not use %s=%s"
+            log.warning(text, strategy.variant, key, given[group][name])
 
 
 def _require_pairs(config: Config, aggregation: str) -> None:

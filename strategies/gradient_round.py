@@ -43,7 +43,7 @@ class GradientPlan:
             predicted tokens) in the batch.
         max_in_flight: devices in one pass, >= 1.
         timeout_s: seconds for one exchange.
-        max_steps: the most local steps a device may make; None for no limit.
+        max_steps: the most local steps a device may make, >= 1.
         noise_multiplier: of the noise devices put on features; 0 without.
         releases: how often a round sends one example's features at most, >= 1.
     """
@@ -52,7 +52,7 @@ class GradientPlan:
     shared: bool
     max_in_flight: int
     timeout_s: float
-    max_steps: int | None = None
+    max_steps: int
     noise_multiplier: float = 0.0
     releases: int = 1
 
@@ -130,7 +130,8 @@ class GradientRound:
                 gradients |= self._server.backward(step, slopes)
             finally:
                 step.release()
-        gradients = self._talk.each(gradients, _finite)
+        whole = {device: (one, heads.get(device, {})) for device, one in gradients.items()}
+        gradients = self._talk.each(whole, _finite)
         terms = {device: arrived[device].num_terms for device in gradients}
         coded = self._coded(gradients, heads, terms, number)
         told = {d: {"loss": losses[d]} if d in losses else {} for d in coded}
@@ -167,7 +168,7 @@ class GradientRound:
 
     def _read(self, _device: int, payload: Payload) -> Arrived:
         require_kind(payload, FEATURES)
-        if self._plan.max_steps is not None and payload.step >= self._plan.max_steps:
+        if payload.step >= self._plan.max_steps:
             raise WireError("wrong-step", f"features after {self._plan.max_steps} local steps")
         return self._server.read(payload, with_labels=self._plan.labels_at_server)
 
@@ -189,7 +190,10 @@ class GradientRound:
         return {device: arrays | heads.get(device, {}) for device, arrays in coded.items()}
 
 
-def _finite(_device: int, gradient: FeatureGradient) -> FeatureGradient:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors):
+def _finite(_device: int, given: tuple[FeatureGradient, Arrays]) -> FeatureGradient:
+    """Judges a device's gradients before they are shared: its own head may overflow too."""
+    gradient, head = given
+    is_finite = all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors)
+    if not is_finite or not all(bool(np.isfinite(array).all()) for array in head.values()):
         raise WireError("not-finite", "its gradient overflows")
     return gradient

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fl_app.errors import ConfigError
+from fl_app.layout.prefix import Layout, block_number
 from fl_app.updates import Update
 
 _A, _B, _PRODUCT = ".lora_A.weight", ".lora_B.weight", ".lora_product"
@@ -46,10 +47,11 @@ class ProductSpace:
 
     Args:
         rank: LoRA rank r of every adapted map.
+        layout: rank of every block, where they differ.
     """
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, layout: Layout | None = None) -> None:
+        self._rank, self._layout = rank, layout or {}
 
     def enter(self, adapter: Update) -> Update:
         """Replaces each pair A [r, d_in], B [d_out, r] by B A [d_out, d_in]."""
@@ -70,18 +72,30 @@ class ProductSpace:
                 adapter[name] = array
                 continue
             stem = name.removesuffix(_PRODUCT)
+            rank = self._rank_of(stem)
             left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
-            root = np.sqrt(values[: self._rank])
+            root = np.sqrt(values[:rank])
             # a map with fewer rows or columns than the rank has fewer singular values, too
-            spare = (0, self._rank - len(root))
-            tall, wide = left[:, : self._rank] * root, root[:, None] * right[: self._rank]
+            spare = (0, rank - len(root))
+            tall, wide = left[:, :rank] * root, root[:, None] * right[:rank]
             adapter[stem + _B] = np.pad(tall, ((0, 0), spare)).astype(np.float32)
             adapter[stem + _A] = np.pad(wide, (spare, (0, 0))).astype(np.float32)
         return dict(sorted(adapter.items()))
 
+    def _rank_of(self, stem: str) -> int:
+        return self._layout[block_number(stem)] if self._layout else self._rank
 
-def build_space(aggregation: str, rank: int) -> LoraSpace:
-    """Turns ``peft.aggregation`` into a space.
+
+def discarded(combined: Update, kept: Update) -> float:
+    """Returns ||M - M_kept|| / ||M|| over the products M of all maps; 0 where there are none."""
+    names = [name for name in combined if name.endswith(_PRODUCT)]
+    whole = sum(float(np.square(combined[n], dtype=np.float64).sum()) for n in names)
+    lost = sum(float(np.square(combined[n].astype(np.float64) - kept[n]).sum()) for n in names)
+    return float(np.sqrt(lost / whole)) if whole else 0.0
+
+
+def build_space(aggregation: str, rank: int, layout: Layout | None = None) -> LoraSpace:
+    """Turns ``peft.aggregation`` into a space; see ``ProductSpace`` for ranks.
 
     Raises:
         ConfigError: unknown name.
@@ -90,6 +104,6 @@ def build_space(aggregation: str, rank: int) -> LoraSpace:
         case "freeze-a" | "factors" | "alternate":
             return FactorSpace()
         case "exact":
-            return ProductSpace(rank)
+            return ProductSpace(rank, layout)
         case _:
             raise ConfigError(f"peft.aggregation={aggregation!r} is unknown")

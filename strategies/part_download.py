@@ -107,14 +107,8 @@ class PartDownload(FederatedDeft):
     def _accept(self, device: int, finished: Finished, book: RoundLog) -> list[wire.Reply]:
         order = self._orders[device]
         try:
-            reply = wire.check_update(
-                finished.update,
-                finished.facts,
-                order=order,
-                layout_hash=self._layout_hash,
-                like=self._tuned,
-            )
-            self._require_finite(reply)
+            reply = wire.check_update(finished.update, finished.facts, **self._expected(order))
+            reply = self._accepted(reply)
         except WireError as error:
             self._drop(device, error, book)
             return []

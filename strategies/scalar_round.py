@@ -46,7 +46,7 @@ class ScalarPlan:
         timeout_s: seconds for one exchange.
         lr: learning rate of theta - lr g z.
         eps: step of the two-point estimate.
-        max_steps: the most local steps a device may make; None for no limit.
+        max_steps: the most local steps a device may make, >= 1.
     """
 
     labels_at_server: bool
@@ -54,7 +54,7 @@ class ScalarPlan:
     timeout_s: float
     lr: float
     eps: float
-    max_steps: int | None = None
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ScalarRound:
         """Reads seeds, and features where they came along; returns both."""
         start = scalar_wire.read_start(payload, num_seeds=len(self._pool), adapter=digest)
         most = self._plan.max_steps
-        if most is not None and len(start.seeds) > most:
+        if len(start.seeds) > most:
             raise WireError("wrong-step", f"{len(start.seeds)} seeds, at most {most} local steps")
         if start.batches:
             arrived = self._server.read(start, with_labels=self._plan.labels_at_server)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from fl_app.features_wire import ERROR, FEATURES
+from fl_app.features_wire import COUNTS, ERROR, FEATURES
 from fl_app.fomo.head import Head
 from fl_app.fomo.head_output import HeadOutput
 from fl_app.fomo.trunk import Trunk
@@ -14,8 +14,6 @@ from fl_app.scalar_wire import Start
 from fl_app.tasks import Task
 from fl_app.updates import Update
 from strategies.feature_reader import Arrived, FeatureReader
-from strategies.feature_server import local_loss
-from strategies.label_rule import TARGETS
 
 
 class ScalarServer:
@@ -51,11 +49,11 @@ class ScalarServer:
         Raises:
             WireError: something is missing, not finite, or does not fit the trunk.
         """
-        targets = {} if start.targets is None else {TARGETS: start.targets}
+        counts = {} if start.counts is None else {COUNTS: start.counts}
         told: dict[str, Scalar] = {} if start.error is None else {ERROR: start.error}
         return [
             self._reader.read(
-                Payload(FEATURES, step, told, {**arrays, **targets}), {}, with_labels=with_labels
+                Payload(FEATURES, step, told, {**arrays, **counts}), {}, with_labels=with_labels
             )
             for step, arrays in enumerate(start.batches)
         ]
@@ -86,7 +84,7 @@ class ScalarServer:
 
     def loss(self, batch: Arrived, output: torch.Tensor) -> float:
         """Returns the loss of an output, where labels are here."""
-        loss = local_loss(self._task, batch, self._tau)
+        loss = self._task.counted_loss(batch.counts, self._tau)
         return self._output.loss(output, batch.features.readout, batch.labels, loss)
 
     def readout(self, batch: Arrived) -> torch.Tensor | None:

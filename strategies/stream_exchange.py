@@ -10,6 +10,7 @@ import logging
 import secrets
 import selectors
 import time
+from dataclasses import replace
 
 from flwr.serverapp import Grid
 
@@ -195,12 +196,11 @@ class StreamExchange(RoundExchange):
             case stream.BLOB if is_asked and frame.step == step:
                 self._answers[device] = frame.body
             case stream.BLOB if frame.step == (step if has_answered else step - 1):
-                self._lose(device, Lost("duplicate", f"exchange {frame.step} was answered twice"))
+                text = f"exchange {frame.step} was answered twice"
+                self._lose(device, Lost("duplicate", text, len(frame.body)))
             case stream.BLOB:
-                self._lose(
-                    device,
-                    Lost("wrong-step", f"answers exchange {frame.step}, is at {step}"),
-                )
+                text = f"answers exchange {frame.step}, is at {step}"
+                self._lose(device, Lost("wrong-step", text, len(frame.body)))
             case _:
                 self._lose(device, Lost("damaged", f"a frame of kind {frame.kind}"))
 
@@ -208,10 +208,14 @@ class StreamExchange(RoundExchange):
 
     def _lose(self, device: int, lost: Lost) -> None:
         """Forgets a device for the rest of the round."""
-        self._lost[device] = lost
         self._tokens.pop(device, None)
         # A whole answer counts though the connection ended after it; a second answer spoils it.
-        if device in self._outgoing and not (lost.reason == "cut" and device in self._answers):
+        counts = lost.reason == "cut" and device in self._answers
+        match self._answers.get(device):
+            case bytes(answer) if not counts:
+                lost = replace(lost, num_bytes=lost.num_bytes + len(answer))
+        self._lost[device] = lost
+        if device in self._outgoing and not counts:
             self._answers[device] = lost
         connection = self._connections.pop(device, None)
         if connection is not None:

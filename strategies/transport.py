@@ -45,7 +45,7 @@ class MessageTransport:
 
 
 class StreamTransport:
-    """One stream per device and round; the server listens as long as the run lasts.
+    """One stream per device and round; the server listens from the first one to the run's end.
 
     Args:
         roster: which node plays which device.
@@ -66,10 +66,17 @@ class StreamTransport:
         idle_s: float,
     ) -> None:
         self._roster, self._idle_s = roster, idle_s
-        self._listener = StreamListener(host, port, advertised_host=advertised_host)
+        self._address, self._advertised_host = (host, port), advertised_host
+        self._listener: StreamListener | None = None
 
     def open(self, grid: Grid, server_round: int) -> Exchange:
-        """Returns a round's exchanges."""
+        """Returns a round's exchanges.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        if self._listener is None:  # not sooner: whoever fails before the first round holds no port
+            self._listener = StreamListener(*self._address, advertised_host=self._advertised_host)
         return StreamExchange(
             self._listener,
             grid,
@@ -81,7 +88,8 @@ class StreamTransport:
 
     def close(self) -> None:
         """Stops listening."""
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
 
 def build_transport(

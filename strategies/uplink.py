@@ -22,6 +22,8 @@ class Sent:
         round: server round.
         devices: [num_devices] partition indices, ascending.
         sizes: lengths of the consecutive tensors that make up a row.
+        presence: [num_devices, num_params] bool, False where a device holds no such entry and sends
+            none; a mean is then over those who hold an entry. None where all hold all.
     """
 
     updates: NDArray[np.float32]
@@ -29,6 +31,7 @@ class Sent:
     round: int
     devices: Sequence[int]
     sizes: Sequence[int]
+    presence: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

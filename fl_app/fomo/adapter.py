@@ -1,29 +1,29 @@
 """The adapter: LoRA in chosen blocks or a soft prompt, plus the task head, by name.
 
-PEFT makes the LoRA layers; this module only says where they go, draws their starting values from a
-named stream, and names their parameters as PEFT names them in a saved adapter. The names are those
-of the *full* model on server and device alike, so an adapter tuned on an emulator plugs in as is.
+This module says where LoRA layers go and names all parameters as PEFT names them in a saved
+adapter. The names are those of the *full* model on server and device alike, so an adapter tuned on
+an emulator plugs in as is.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
+from fl_app.fomo.lora import LoraLayers, LoraSpec, a_drawn
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptedModel, PromptSpec
-from fl_app.seeding import generator
+from fl_app.layout.prefix import Layout
 from fl_app.updates import Update
+
+__all__ = ["Adapter", "LoraSpec", "is_head"]
 
 _PEFT_LEAD = "base_model.model."
 _ALL = "all-linear"
@@ -35,37 +35,6 @@ def is_head(name: str) -> bool:
     Heads have a learning rate of their own; LoRA factors and a soft prompt share the other one.
     """
     return ".lora_" not in name and name != PROMPT_NAME
-
-
-def lora_start(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Update:
-    """Returns the starting values of LoRA factors: A as ``Adapter`` draws it, B zero.
-
-    Args:
-        shapes: shape of every factor by canonical name.
-        seed: the run's seed.
-    """
-    return {
-        name: _a_drawn(seed, name, shape) if ".lora_A." in name else np.zeros(shape, np.float32)
-        for name, shape in shapes.items()
-    }
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """What LoRA adds (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A.
-
-    Attributes:
-        rank: r >= 1 of every adapted map.
-        alpha: numerator of the scale alpha / rank.
-        targets: names of the adapted maps inside a block; ``all-linear`` alone takes every linear
-            map, empty the family's default.
-        train_a: whether A is tuned too. Frozen, equal A on all devices make averaging B exact.
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-    train_a: bool
 
 
 class Adapter:
@@ -109,9 +78,11 @@ class Adapter:
         tuned = {stack: set(others) for stack in self._stacks}
         tuned[self._stacks[0]] = set(tuned_blocks)
         self.model: Any
+        self._lora: LoraLayers | None = None
         match spec:
             case LoraSpec():
                 self.model = self._wrap(model, tuned, (*heads, *carried), spec)
+                self._lora = LoraLayers(self._lora_layers(), spec, seed)
             case PromptSpec():
                 self.model = PromptedModel(model, spec, seed=seed, heads=heads, carried=carried)
             case None:
@@ -119,19 +90,27 @@ class Adapter:
         self._spec = spec
         for module in carried:
             self.model.base_model.model.get_submodule(module).requires_grad_(False)
-        self._tuned: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
-            canonical = self._canonical(name)
             if ".lora_A." in name:
-                _draw_a(parameter, seed, canonical)
+                drawn = a_drawn(seed, self._canonical(name), tuple(parameter.shape))
+                with torch.no_grad():
+                    parameter.copy_(torch.from_numpy(drawn))
                 parameter.requires_grad_(getattr(spec, "train_a", False))
-            if parameter.requires_grad:
-                self._tuned[canonical] = parameter
+        self._tuned = self._tunable()
         if not self._tuned:
             raise ModelError(
                 "nothing to tune: peft=head needs a task with a head, choose peft=lora"
             )
-        self._tuned = dict(sorted(self._tuned.items()))
+
+    def _tunable(self) -> dict[str, nn.Parameter]:
+        named = self.model.named_parameters()
+        found = {self._canonical(name): p for name, p in named if p.requires_grad}
+        return dict(sorted(found.items()))
+
+    def _lora_layers(self) -> Iterator[tuple[str, str, Any]]:
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A"):
+                yield name.removeprefix(_PEFT_LEAD), self._canonical(name), module
 
     def _wrap(
         self, model: Any, tuned: dict[str, set[int]], saved: Sequence[str], spec: LoraSpec
@@ -190,6 +169,26 @@ class Adapter:
         """The tunable parameters by canonical name, sorted."""
         return dict(self._tuned)
 
+    @property
+    def layout(self) -> dict[int, int]:
+        """LoRA's rank in every block that can have one, by index in the full model."""
+        return {} if self._lora is None else self._lora.layout
+
+    def resize(self, layout: Layout) -> None:
+        """Cuts or extends the LoRA factors in place; see ``LoraLayers.resize``.
+
+        Args:
+            layout: rank >= 0 of each of the blocks in ``self.layout``; empty without LoRA.
+
+        Raises:
+            ModelError: other blocks, or a negative rank.
+        """
+        if self._lora is not None:
+            self._lora.resize(layout)
+            self._tuned = self._tunable()
+        elif layout:
+            raise ModelError(f"layout {dict(layout)}: this adapter has no LoRA; leave it empty")
+
     def read(self) -> Update:
         """Returns a float32 copy of the tunable parameters."""
         return {name: p.detach().numpy().copy() for name, p in self._tuned.items()}
@@ -227,6 +226,7 @@ class Adapter:
         path = folder / "adapter_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         content.get("target_modules", []).sort()
+        content |= {} if self._lora is None else self._lora.patterns()
         path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -252,14 +252,3 @@ def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     is_matrix = torch.is_tensor(weight) and weight.ndim == 2
     return is_matrix and not isinstance(module, nn.Embedding)
-
-
-def _draw_a(parameter: nn.Parameter, seed: int, name: str) -> None:
-    with torch.no_grad():
-        parameter.copy_(torch.from_numpy(_a_drawn(seed, name, tuple(parameter.shape))))
-
-
-def _a_drawn(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    bound = 1.0 / np.sqrt(shape[1])
-    draw = generator(seed, "lora_A", name).uniform(-bound, bound, shape)
-    return draw.astype(np.float32)

@@ -141,6 +141,7 @@ def adopt(
     validate: Losses,
     tune: Callable[[Member], Member] | None = None,
     margin: float = 0.0,
+    ceiling: float = float("inf"),
 ) -> Adoption:
     """Gates received prompts, tunes from the best one if asked to, and keeps what is best.
 
@@ -151,15 +152,45 @@ def adopt(
         validate: losses on rows that ``probe`` and ``tune`` do not see.
         tune: tunes a copy; None uses the candidate as it is.
         margin: nats >= 0 by which a candidate must be better on the probe rows.
+        ceiling: nats; a candidate must be below, see ``let_in``.
     """
     losses = tuple(_finite_or_worst(loss) for loss in probe([own, *received]))
-    best = int(np.argmin(losses))
-    if best == 0 or not losses[best] < losses[0] - margin:
+    best = let_in(losses, margin=margin, ceiling=ceiling)
+    if best == 0:
         return Adoption(own, "kept", losses)
     candidate = received[best - 1]
     finals = [own, candidate] if tune is None else [own, candidate, tune(candidate)]
-    final = int(np.argmin([_finite_or_worst(loss) for loss in validate(finals)]))
-    return Adoption(finals[final], ("rolled-back", "zero-shot", "tuned")[final], losses)
+    final = settle(validate(finals))
+    return Adoption(finals[final], ENDS[final], losses)
+
+
+ENDS = ("rolled-back", "zero-shot", "tuned")
+"""How a transfer ends, by what ``settle`` chose."""
+
+
+def settle(losses: Sequence[float]) -> int:
+    """Returns what stays in use: the place of the lowest loss on validation rows, NaN is infinite.
+
+    Args:
+        losses: of what was in use before, of the candidate, and, where there was tuning, of what
+            that made of the candidate.
+    """
+    return int(np.argmin([_finite_or_worst(loss) for loss in losses]))
+
+
+def let_in(losses: Sequence[float], *, margin: float, ceiling: float = float("inf")) -> int:
+    """Returns who passes the gate: the place of the best candidate, or 0 for nobody.
+
+    Args:
+        losses: on the probe rows, of the own prompt, then of the candidates; NaN is infinite.
+        margin: nats >= 0 by which a candidate must be better than the own prompt.
+        ceiling: nats; who is not below knows nothing. For classes that is the entropy of the
+            labels' shares, the loss of guessing by them, so that no random prompt is let in only
+            because the own one is worse still.
+    """
+    finite = [_finite_or_worst(loss) for loss in losses]
+    best = int(np.argmin(finite))
+    return best if finite[best] < min(finite[0] - margin, ceiling) else 0
 
 
 def _finite_or_worst(loss: float) -> float:

@@ -1,15 +1,18 @@
 """The self-contained ``report.html``: inline style, embedded images, no scripts, no links.
 
 Every text that is not written in this module passes through ``html.escape`` in one of the three
-small builders at the end, so that a configuration value can never become markup.
+small builders of ``markup``, so that a configuration value can never become markup.
 """
 
-import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from fl_app.report.ensemble import ensemble_table
+from fl_app.report.markup import details as _details
+from fl_app.report.markup import image as _image
+from fl_app.report.markup import table as _table
 from fl_app.report.style import CSS
 from fl_app.report.text import (
     direction,
@@ -33,12 +36,6 @@ _NAMES = {
     "connection_gradient_nmse": "NMSE of their gradients",
     "connection_clipping_nmse": "of this clipping",
     "connection_clipped_share": "symbols clipped",
-}
-_ALT = {
-    "ladder.png": "Bar chart of the figures in the table above",
-    "curves.png": "Line chart of the metric after every round, beside the reference runs",
-    "traffic.png": "Stacked bars of the bytes sent in every round",
-    "devices.png": "Grid of rounds and devices: who took part, who was dropped and why",
 }
 
 
@@ -68,10 +65,13 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
             *_ladder(result),
             images.get("ladder.png", ""),
             images.get("curves.png", ""),
+            *_ensemble(result),
+            images.get("ensemble.png", ""),
             *_traffic(result),
             images.get("traffic.png", ""),
             *_rounds(result),
             images.get("devices.png", ""),
+            images.get("ranks.png", ""),
             *_provenance(result),
             "</body></html>",
             "",
@@ -125,6 +125,14 @@ def _ladder(result: RunResult) -> Iterator[str]:
     heads = ["", f"{metric.name} ({direction(metric)})", "better than (a) by"]
     main = [rung.key for rung in ladder].index("plug_in")
     yield _table(heads, rows, numbers=(1, 2), main=main)
+
+
+def _ensemble(result: RunResult) -> Iterator[str]:
+    """Members of a prompt ensemble, alone and together."""
+    if (found := ensemble_table(result)) is not None:
+        heads, rows = found
+        yield "<h2>The ensemble</h2>"
+        yield _table(heads, rows, numbers=(1, 2, 3), main=len(rows) - 1)
 
 
 def _traffic(result: RunResult) -> Iterator[str]:
@@ -195,7 +203,7 @@ def _round_metric(result: RunResult, record: RoundRecord, name: str) -> str:
     value = record.metrics.get(name)
     if value is None:
         return ""
-    is_score = name in result.final
+    is_score = name in (*result.final, "member_mean", "member_best")
     return format_score(result.metric, value) if is_score else f"{value:.4g}"
 
 
@@ -251,51 +259,3 @@ def _show(value: object) -> str:
         case list() | tuple():
             return f"[{', '.join(map(_show, value))}]"
     return str(value)
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    numbers: Sequence[int],
-    main: int | None = None,
-) -> str:
-    """Returns a table; escapes every cell.
-
-    Args:
-        heads: column names.
-        rows: cells.
-        numbers: columns that are set flush right.
-        main: the row to stress, if any.
-    """
-    kinds = [' class="number"' if column in numbers else "" for column in range(len(heads))]
-    lines = ["".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kinds, heads, strict=True))]
-    lines += [
-        "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(kinds, r, strict=True)) for r in rows
-    ]
-    stress = [
-        ' class="main"' if main is not None and i == main + 1 else "" for i in range(len(lines))
-    ]
-    body = "\n".join(f"<tr{s}>{line}</tr>" for s, line in zip(stress, lines, strict=True))
-    return f'<div class="wide"><table>\n{body}\n</table></div>'
-
-
-def _details(title: str, pairs: Sequence[tuple[str, str]]) -> str:
-    """Returns a collapsible table of names and values; escapes both. Empty without pairs."""
-    if not pairs:
-        return ""
-    rows = "\n".join(
-        f'<tr><td><code>{escape(name)}</code></td><td class="value">{escape(value)}</td></tr>'
-        for name, value in pairs
-    )
-    return (
-        f"<details><summary>{escape(title)}</summary>"
-        f'<div class="wide"><table>\n{rows}\n</table></div></details>'
-    )
-
-
-def _image(name: str, content: bytes) -> str:
-    """Returns a figure with the plot embedded."""
-    data = base64.b64encode(content).decode("ascii")
-    alt = escape(_ALT.get(name, name))
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'

@@ -128,6 +128,16 @@ def final_table(result: RunResult) -> str:
         )
         figures.add_row(rung.label, format_score(metric, final[rung.key]), gain)
 
+    if (ensemble := result.ensemble) is not None:
+        mean = ensemble["member_mean"]
+        for words, key in (
+            ("    mean member of the ensemble", "member_mean"),
+            ("    best member of the ensemble", "member_best"),
+            (f"    ensemble of {len(ensemble['weights'])}, against the mean member", "ensemble"),
+        ):
+            gain = "" if key == "member_mean" else format_difference(metric, mean, ensemble[key])
+            figures.add_row(words, format_score(metric, ensemble[key]), gain)
+
     costs = Table(box=None, width=88, pad_edge=False, show_header=False)
     costs.add_column(ratio=1)
     costs.add_column(justify="right")

@@ -4,6 +4,13 @@ Alternatives are subclasses, so an option that means nothing for a choice does n
 setting it is an error. Checks of one field sit in its ``__post_init__``.
 """
 
+from fl_app.schema.budget import (
+    LAYOUT_RULES,
+    BudgetConfig,
+    DeviceClassConfig,
+    DeviceConfig,
+    LayoutConfig,
+)
 from fl_app.schema.channel import (
     AircompChannel,
     CellConfig,
@@ -25,9 +32,7 @@ from fl_app.schema.device import (
     EdgeFederation,
     FederationConfig,
     FinetuneConfig,
-    NoPrompt,
     OutputConfig,
-    PromptConfig,
     SimulationFederation,
 )
 from fl_app.schema.gradient import (
@@ -46,6 +51,16 @@ from fl_app.schema.model import (
     PeftConfig,
     PromptTuningConfig,
 )
+from fl_app.schema.prompt import (
+    EnsembleConfig,
+    EnsembleLogitMean,
+    EnsembleMean,
+    EnsembleMedian,
+    EnsembleVote,
+    EnsembleWeighted,
+    NoPrompt,
+    PromptConfig,
+)
 from fl_app.schema.run import Config
 from fl_app.schema.strategy import (
     DistilConfig,
@@ -54,14 +69,20 @@ from fl_app.schema.strategy import (
     ServerRuleConfig,
     StrategyConfig,
 )
+from fl_app.schema.transfer import ContactConfig, TransferPrompt
 
 __all__ = [
+    "LAYOUT_RULES",
     "AircompChannel",
+    "BudgetConfig",
     "CellConfig",
     "ChannelConfig",
     "Config",
     "ConnectionConfig",
+    "ContactConfig",
     "DataConfig",
+    "DeviceClassConfig",
+    "DeviceConfig",
     "DigitalChannel",
     "DistilConfig",
     "DocstringsData",
@@ -69,6 +90,12 @@ __all__ = [
     "EmbeddedData",
     "EmulatorConfig",
     "EmulatorDownloadStrategy",
+    "EnsembleConfig",
+    "EnsembleLogitMean",
+    "EnsembleMean",
+    "EnsembleMedian",
+    "EnsembleVote",
+    "EnsembleWeighted",
     "FederationConfig",
     "FinetuneConfig",
     "GradientDownloadStrategy",
@@ -76,6 +103,7 @@ __all__ = [
     "HubData",
     "HubModel",
     "IdealChannel",
+    "LayoutConfig",
     "LocalData",
     "LocalModel",
     "LoraConfig",
@@ -94,4 +122,5 @@ __all__ = [
     "SimulationFederation",
     "StrategyConfig",
     "StreamConfig",
+    "TransferPrompt",
 ]

@@ -1,19 +1,10 @@
-"""Options of the prompts, local tuning, who takes part, and the output."""
+"""Options of local tuning, who takes part, and the output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
+from fl_app.schema.budget import DeviceClassConfig
 from fl_app.schema.checks import require
-
-
-@dataclass
-class PromptConfig:
-    """Soft prompts."""
-
-
-@dataclass
-class NoPrompt(PromptConfig):
-    """No prompts."""
 
 
 @dataclass
@@ -22,7 +13,8 @@ class FinetuneConfig:
 
     epochs: int = 1
     max_steps: int | None = 10
-    """At most this many local steps a round; null: no limit."""
+    """At most this many local steps a round; null: no limit (not with gradient download, where the
+    server waits for every step)."""
     batch_size: int = 8
     lr: float = 5e-3
     """AdamW learning rate of LoRA or the soft prompt. Where gradients are small (language models),
@@ -67,9 +59,20 @@ class FederationConfig:
     """Seconds a round waits for replies."""
     join_timeout_s: float = 120.0
     """Seconds to wait at the start for nodes to connect."""
+    classes: list[DeviceClassConfig] = field(default_factory=list)
+    """Classes of unequal devices, each with a LoRA layout of its own; empty: all devices alike."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        names = [one.name for one in self.classes]
+        require("federation.classes", names, len(set(names)) == len(names), "names must differ")
+        is_named = {bool(one.devices) for one in self.classes}
+        allowed = "give all of them a share, or all of them devices"
+        require("federation.classes", names, len(is_named) <= 1, allowed)
+        listed = sorted(device for one in self.classes for device in one.devices)
+        ok = not listed or listed == list(range(self.num_devices))
+        allowed = f"devices must name each of 0 to {self.num_devices - 1} once"
+        require("federation.classes", names, ok, allowed)
         total, drawn = self.num_devices, self.devices_per_round
         require("federation.num_devices", total, total >= 1, "must be >= 1")
         require(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from math import inf
 
+from fl_app.schema.budget import LayoutConfig
 from fl_app.schema.checks import MISSING, one_of, require
 
 
@@ -75,9 +76,10 @@ class PromptTuningConfig(PeftConfig):
 
 @dataclass
 class LoraConfig(PeftConfig):
-    """LoRA in every block outside the middle, the same rank everywhere."""
+    """LoRA in the blocks outside the middle."""
 
     rank: int = 8
+    """Rank of every block of the uniform layout; the scale is alpha/rank whatever a block has."""
     alpha: float = 16.0
     """Scale numerator: W + alpha/rank B A."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
@@ -87,9 +89,16 @@ class LoraConfig(PeftConfig):
     """freeze-a (A frozen and equal, averaging B is exact), exact (average B A, re-factor by SVD),
     factors (average A and B separately: biased, common practice), alternate (B in odd rounds, A in
     even ones: each average is exact, and only what is tuned travels)."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """Which block gets what rank."""
+    combine: str = "pad"
+    """How unequal ranks are combined: pad (zero padding, each coordinate divided by the weights of
+    the devices that hold it), zero (divided by all weights: unbiased, slow where few hold it), flex
+    (mean of products, SVD back to the ranks; with peft.aggregation=exact)."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
         require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
         one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors", "alternate"))
+        one_of("peft.combine", self.combine, ("pad", "zero", "flex"))

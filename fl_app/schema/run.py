@@ -10,9 +10,9 @@ from fl_app.schema.device import (
     FederationConfig,
     FinetuneConfig,
     OutputConfig,
-    PromptConfig,
 )
 from fl_app.schema.model import ModelConfig, PeftConfig
+from fl_app.schema.prompt import PromptConfig
 from fl_app.schema.strategy import StrategyConfig
 
 

@@ -66,8 +66,20 @@ class Task(Protocol):
         """Returns the share of each class in these rows; empty without rows or classes."""
         ...
 
+    def class_counts(self, encoded: Encoded) -> NDArray[np.int64]:
+        """Returns the examples of each class, [C]; empty without classes."""
+        ...
+
+    def adjusts(self, logit_adjustment: float) -> bool:
+        """Tells whether a device's loss depends on its own class counts."""
+        ...
+
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         """Returns the loss a device with these examples minimises."""
+        ...
+
+    def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
+        """Returns the same of a device with these ``class_counts``; not read unless ``adjusts``."""
         ...
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:

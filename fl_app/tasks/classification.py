@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_app.data.examples import Examples, encode_labels
 from fl_app.errors import DataError
@@ -38,9 +39,15 @@ class Classification:
         """Returns (n_c + 1/2) / (n + C/2) for each class; empty where there are no rows."""
         if len(encoded) == 0:
             return ()
-        counts = np.bincount(np.asarray(encoded.targets, np.int64), minlength=len(self._labels))
-        shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
-        return tuple(float(share) for share in shares)
+        return tuple(float(share) for share in _shares(self.class_counts(encoded)))
+
+    def class_counts(self, encoded: Encoded) -> NDArray[np.int64]:
+        """Returns the examples of each class, [C] in the order of the logits."""
+        return np.bincount(np.asarray(encoded.targets, np.int64), minlength=len(self._labels))
+
+    def adjusts(self, logit_adjustment: float) -> bool:
+        """Tells whether logits are adjusted: there is a tau, and an overall balance is known."""
+        return logit_adjustment > 0.0 and bool(self._overall_shares)
 
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         """Returns cross-entropy of logits + tau log(own share / overall share) of each class.
@@ -55,9 +62,18 @@ class Classification:
             encoded: the device's examples.
             logit_adjustment: tau >= 0; 0 is plain cross-entropy, 1 takes the whole skew out.
         """
-        if logit_adjustment == 0.0 or not self._overall_shares:
+        return self.counted_loss(self.class_counts(encoded), logit_adjustment)
+
+    def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
+        """Returns ``local_loss`` of a device of which only the class counts are known.
+
+        Args:
+            counts: see ``class_counts``; not read unless ``adjusts``.
+            logit_adjustment: tau.
+        """
+        if not self.adjusts(logit_adjustment):
             return self.loss
-        ratio = np.array(self.class_shares(encoded)) / np.array(self._overall_shares)
+        ratio = _shares(counts) / np.array(self._overall_shares)
         offset = torch.from_numpy(logit_adjustment * np.log(ratio)).float()
         return lambda model, batch: self._cross_entropy(model, batch, offset)
 
@@ -76,6 +92,11 @@ class Classification:
     def measure(self, total: float, count: float) -> float:
         """Accuracy in [0, 1]."""
         return total / count
+
+
+def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    return shares
 
 
 class SequenceClassification(Classification):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_app.data.examples import Examples
 from fl_app.errors import ModelError
@@ -76,8 +77,20 @@ class CausalLm:
         """Returns nothing: a language model has no classes."""
         return ()
 
+    def class_counts(self, encoded: Encoded) -> NDArray[np.int64]:
+        """Returns nothing, likewise."""
+        return np.zeros(0, np.int64)
+
+    def adjusts(self, logit_adjustment: float) -> bool:
+        """Never: language models have no class balance to adjust for."""
+        return False
+
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
-        """Returns ``loss``: language models have no class balance to adjust for."""
+        """Returns ``loss``."""
+        return self.loss
+
+    def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
+        """Returns ``loss``."""
         return self.loss
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:

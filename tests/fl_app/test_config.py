@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from fl_app import schema
+from fl_app.allocation import Allocation
 from fl_app.config import CONF, GROUPS, choices, load_config, to_dict, to_yaml
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
@@ -46,7 +47,7 @@ def _check_builds(config: schema.Config) -> None:
         config,
         roster=Roster({0: 1}),
         ledger=Ledger(),
-        layout_hash="",
+        layouts=Allocation(server={}),
         blob=b"",
         server=Mock(spec=FeatureServer),
     )

@@ -233,8 +233,17 @@ class _Linear:
     def class_shares(self, encoded: Encoded) -> tuple[float, ...]:
         raise AssertionError("local tuning asks a task for batches and losses only")
 
+    def class_counts(self, encoded: Encoded) -> NDArray[np.int64]:
+        raise AssertionError("local tuning asks a task for batches and losses only")
+
+    def adjusts(self, logit_adjustment: float) -> bool:
+        raise AssertionError("local tuning asks a task for batches and losses only")
+
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         return self.loss
+
+    def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
+        raise AssertionError("local tuning asks a task for batches and losses only")
 
     def score(self, model: Any, batch: Batch) -> tuple[float, float]:
         raise AssertionError("local tuning asks a task for batches and losses only")

@@ -54,8 +54,8 @@ def test_a_start_comes_back() -> None:
     found = scalar_wire.read_start(_sent(start.to_payload()), num_seeds=12, adapter="cd")
     assert np.array_equal(found.seeds, start.seeds)
     assert found.error == 0.25
-    assert found.targets is not None
-    assert found.targets.tolist() == [0, 1, 2, 3, 4]
+    assert found.counts is not None
+    assert found.counts.tolist() == [0, 1, 2, 3, 4]
     # twelve steps: "1|" must not take what is of "11|"
     assert [list(batch) for batch in found.batches] == [["hidden0.values"]] * 12
     assert [batch["hidden0.values"][0, 0] for batch in found.batches] == list(range(12))

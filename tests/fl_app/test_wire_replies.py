@@ -48,7 +48,7 @@ def _read(order: wire.Order, message: Message) -> wire.Reply:
 @cases
 @given(
     num_examples=st.integers(1, 10**9),
-    loss=st.floats(allow_nan=False, allow_infinity=False),
+    loss=st.floats(allow_nan=False, allow_infinity=False, width=32),
     seconds=st.floats(0, 1e9),
 )
 def test_an_answer_arrives_as_it_was_given(num_examples: int, loss: float, seconds: float) -> None:
@@ -129,6 +129,8 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "examples 1.0": (_set(wire.METRICS, wire.NUM_EXAMPLES, 1.0), "missing"),
     "examples [1]": (_set(wire.METRICS, wire.NUM_EXAMPLES, [1]), "missing"),
     "loss NaN": (_set(wire.METRICS, wire.LOSS, float("nan")), "not-finite"),
+    "loss of no float32": (_set(wire.METRICS, wire.LOSS, -1.7e308), "not-finite"),
+    "seconds of a century": (_set(wire.METRICS, wire.SECONDS, 3.2e9), "bad-seconds"),
     "loss 1": (_set(wire.METRICS, wire.LOSS, 1), "missing"),
     "seconds NaN": (_set(wire.METRICS, wire.SECONDS, float("nan")), "bad-seconds"),
     "seconds infinite": (_set(wire.METRICS, wire.SECONDS, float("inf")), "bad-seconds"),

@@ -5,6 +5,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
+from fl_app.allocation import Allocation
 from fl_app.config import choices, load_config
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
@@ -22,7 +23,7 @@ def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
         config,
         roster=Roster({device: 2**63 + device for device in range(num_devices)}),
         ledger=Ledger(),
-        layout_hash="0" * 64,
+        layouts=Allocation(server={}),
         blob=b"emulator",
         server=create_autospec(FeatureServer, instance=True),  # emulator download needs none
     )

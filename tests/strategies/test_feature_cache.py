@@ -1,5 +1,6 @@
 """What the server keeps of features stays within its bound."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,14 +9,16 @@ from fl_app.fomo.features import Features
 from strategies.feature_cache import FeatureCache
 from strategies.feature_reader import Arrived
 
-_BATCH_BYTES = 2 * 4 * 8 * 4 + 2 * (2 * 4) + 2 * 8
-"""float32 [2, 4, 8], two bool [2, 4], int64 [2]."""
+_BATCH_BYTES = 2 * 4 * 8 * 4 + 2 * (2 * 4) + 2 * 8 + 3 * 8
+"""float32 [2, 4, 8], two bool [2, 4], int64 [2] and [3]."""
 
 
 def _batches(count: int) -> list[Arrived]:
     mask = torch.ones(2, 4, dtype=torch.bool)
     features = Features((torch.zeros(2, 4, 8),), (mask,), None, mask)
-    return [Arrived(features, {}, torch.zeros(2, dtype=torch.long), [], 0.0)] * count
+    return [
+        Arrived(features, {}, torch.zeros(2, dtype=torch.long), np.ones(3, np.int64), 0.0)
+    ] * count
 
 
 def _cache(num_batches: float) -> FeatureCache:

@@ -67,9 +67,9 @@ def test_a_fault_costs_the_device_and_nobody_else(player: Player, kind: str, fau
     later = [e for e in played.grid.steps if e.place.device == BAD]
     assert later[-1].place == Place(1, BAD, kind, 0)  # nothing more was sent to it
     ledger = played.outcome.ledger
-    came = sum(len(blob) for e in later for blob in e.received[:1])
-    if fault in ("old step", "wrong kind"):  # it sent something, and that was booked
-        assert ledger.total_bytes(device=BAD, link="uplink") == came > 0
+    came = sum(len(blob) for e in later for blob in e.received)
+    assert ledger.total_bytes(device=BAD, link="uplink") == came  # of no use, and booked
+    assert (came > 0) == (kind != "begin" or fault in ("old step", "wrong kind", "twice"))
     if kind != "begin" or fault == "old step":
         assert ledger.total_bytes(device=BAD, what="features") > 0  # dropped, and booked
 

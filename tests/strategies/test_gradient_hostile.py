@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fl_app.errors import WireError
+from fl_app.features_wire import FeatureWire
 from fl_app.payload import Payload
 from tests.fakes import Fault
 from tests.federation_fixtures import NUM_DEVICES, Player, player, tiny_federation
@@ -53,6 +54,22 @@ def _longer(payload: Payload) -> Payload:
     return Payload(payload.kind, payload.step, payload.scalars, found)
 
 
+def _sized(num_rows: int, length: int) -> Change:
+    """Features of ones; all positions of every row are real, and each row reads one."""
+
+    def change(payload: Payload) -> Payload:
+        found = dict(payload.arrays)
+        width = found["hidden0.values"].shape[-1]
+        num_prompt = len(found.get("prompt.values", ()))
+        found["hidden0.values"] = np.ones((num_rows, length, width), np.float32)
+        found["mask0"] = np.ones((num_rows, length), np.bool_)
+        found["readout"] = np.zeros((num_rows, num_prompt + length), np.bool_)
+        found["readout"][:, 0] = True
+        return Payload(payload.kind, payload.step, payload.scalars, found)
+
+    return change
+
+
 def _nobody(payload: Payload) -> Payload:
     """No row at all."""
     found = {
@@ -87,6 +104,13 @@ def _more(name: str) -> Change:
     return arrays(**{name: lambda _none: np.ones(3, np.float32)})
 
 
+def _peak(name: str, array: Array | None) -> Change:
+    """Adds, replaces or takes away what a relative tensor is multiplied by."""
+    key = f"{name}__peak"
+    return arrays(**{key: None if array is None else lambda _old: array})
+
+
+ONE = np.ones(1, np.float32)
 PRIVATE: dict[str, tuple[str, str, Change, str]] = {
     "nan features": ("prompt", "begin", arrays(hidden0__values=_nan), "not-finite"),
     "nan prompt": ("prompt", "begin", arrays(prompt__values=_nan), "not-finite"),
@@ -102,6 +126,7 @@ PRIVATE: dict[str, tuple[str, str, Change, str]] = {
     "no prompt": ("prompt", "begin", _without_prompt, "wrong-shape"),
     "no error": ("cut", "begin", lambda p: Payload(p.kind, p.step, {}, p.arrays), "missing"),
     "error": ("cut", "begin", _scalar(feature_error=float("nan")), "missing"),
+    "huge error": ("cut", "begin", _scalar(feature_error=1.7e308), "missing"),
     "wide factors": ("lora", "begin", _each("own|", _wider), "wrong-shape"),
     "nan factors": ("lora", "begin", _each("own|", _nan), "not-finite"),
     "more factors": ("lora", "begin", _more("own|new"), "missing"),
@@ -109,6 +134,18 @@ PRIVATE: dict[str, tuple[str, str, Change, str]] = {
     "huge slopes": ("lora", "states", arrays(slopes__values=_huge), "not-finite"),
     "wide slopes": ("cut", "states", arrays(slopes__values=_wider), "wrong-shape"),
     "no slopes": ("cut", "states", arrays(slopes__values=None), "missing"),
+    "flat slopes": ("cut", "states", arrays(slopes__values=lambda a: a[None]), "wrong-shape"),
+    "flat features": ("cut", "begin", arrays(hidden0__values=lambda a: a[0]), "wrong-shape"),
+    "flat mask": ("cut", "begin", arrays(mask0=lambda a: a[0]), "wrong-shape"),
+    "flat readout": ("cut", "begin", arrays(readout=lambda _a: np.array(True)), "wrong-shape"),
+    "flat prompt": ("prompt", "begin", arrays(prompt__values=lambda a: a[0, 0]), "wrong-shape"),
+    "peak of slopes": ("cut", "states", _peak("slopes", np.repeat(ONE, 7)), "missing"),
+    "peak of features": ("cut", "begin", _peak("hidden0", np.array([1])), "missing"),
+    # 10 MB sent, and 240 GB asked for where it is multiplied
+    "a bomb": ("cut", "begin", _peak("hidden0", np.ones((2_500_000, 1, 1, 1), "f4")), "missing"),
+    "many rows": ("prompt", "begin", _sized(9, 2), "wrong-shape"),
+    "a long text": ("cut", "begin", _sized(2, 13), "wrong-shape"),
+    "all states": ("prompt", "begin", arrays(readout=np.ones_like), "wrong-shape"),
     "more slopes": ("cut", "states", _more("parameter|new"), "missing"),
 }
 SHARED: dict[str, tuple[str, str, Change, str]] = {
@@ -122,9 +159,20 @@ AT_SERVER: dict[str, tuple[str, str, Change, str]] = {
     "strange labels": ("prompt", "begin", arrays(labels=lambda a: a + 4), "bad-labels"),
     "negative labels": ("prompt", "begin", arrays(labels=lambda a: a - 1000), "bad-labels"),
     "float labels": ("cut", "begin", arrays(labels=lambda a: a.astype(np.float32)), "wrong-dtype"),
-    "strange targets": ("cut", "begin", arrays(targets=lambda a: a + 2**40), "bad-labels"),
-    "no targets": ("cut", "begin", arrays(targets=lambda a: a[:0]), "wrong-shape"),
+    "strange counts": ("cut", "begin", arrays(counts=lambda a: a + 2**40), "bad-labels"),
+    "no counts": ("cut", "begin", arrays(counts=None), "missing"),
     "wide head": ("cut", "begin", _each("own|", _wider), "wrong-shape"),
+}
+
+
+PEAKS: dict[str, tuple[Array | None, str]] = {
+    "none": (None, "missing"),
+    "seven": (np.repeat(ONE, 7), "wrong-shape"),
+    "no axis": (ONE[0], "wrong-shape"),
+    "whole": (np.array([1]), "wrong-dtype"),
+    "nan": (ONE * np.nan, "not-finite"),
+    "infinite": (ONE * np.inf, "not-finite"),
+    "negative": (-ONE, "not-finite"),
 }
 
 
@@ -135,7 +183,7 @@ def _drops(player: Player, variant: str, kind: str, fault: Fault, *more: str) ->
         "strategy.num_rounds=1",
         "finetune.max_steps=2",
         "strategy.exchange_timeout_s=0.3",
-        "data.public_fraction=0.2",  # so that targets are looked at
+        "data.public_fraction=0.2",  # so that counts are looked at
         "finetune.logit_adjustment=1",
         *more,
     )
@@ -159,6 +207,22 @@ def _check(player: Player, case: tuple[str, str, Change, str], *more: str) -> No
 @pytest.mark.parametrize("case", PRIVATE)
 def test_private_labels(player: Player, case: str) -> None:
     _check(player, PRIVATE[case])
+
+
+@pytest.mark.parametrize("case", PEAKS)
+def test_relative_tensors_have_one_positive_peak(case: str) -> None:
+    array, reason = PEAKS[case]
+    wire = FeatureWire("float16")
+    sent = wire.code("x", torch.ones(2, 3), np.random.default_rng(0), relative=True)
+    assert torch.equal(wire.decode(sent, "x", dims=2, relative=True), torch.ones(2, 3))
+    spoilt = {name: a for name, a in sent.items() if name != "x.peak"}
+    with pytest.raises(WireError) as caught:
+        wire.decode(
+            spoilt if array is None else sent | {"x.peak": array}, "x", dims=2, relative=True
+        )
+    assert caught.value.reason == reason
+    with pytest.raises(WireError, match="missing"):  # and others have none
+        wire.decode(sent, "x", dims=2)
 
 
 @pytest.mark.parametrize("case", SHARED)

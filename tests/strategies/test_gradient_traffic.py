@@ -85,10 +85,21 @@ def test_with_labels_at_the_server_they_are_there(player: Player) -> None:
     """The check above would notice labels: here they are, and no slope is asked for."""
     played = play(player, *words_of("lora", "strategy.labels=server"))
     for exchanged, up in _uplinks(played, FEATURES):
-        assert _kinds(up.arrays)["i"] == 2
+        assert _kinds(up.arrays)["i"] == 1  # no class counts, for nothing is adjusted
         assert up.arrays["labels"].shape == up.arrays["mask0"].shape[:1]
         assert exchanged.place.kind in ("begin", "gradient")
     assert {e.place.kind for e in played.grid.steps} == {"begin", "gradient"}
+
+
+def test_adjusted_logits_need_the_counts_of_classes_and_no_more(player: Player) -> None:
+    words = words_of("cut", "strategy.labels=server", "data.public_fraction=0.2")
+    played = play(player, *words, "finetune.logit_adjustment=1")
+    material = load_material(played.bench.config)
+    for exchanged, up in _uplinks(played, FEATURES):
+        encoded = played.bench.task.encode(material.of_device(exchanged.place.device))
+        counts = Counter(encoded.targets)
+        assert up.arrays["counts"].tolist() == [counts[c] for c in range(NUM_CLASSES)]
+        assert _kinds(up.arrays)["i"] == 2
 
 
 @pytest.mark.parametrize("labels", ["private", "server"])

@@ -12,11 +12,12 @@ import torch
 from fl_app import scalar_wire
 from fl_app.errors import WireError
 from fl_app.features_wire import FeatureWire
-from fl_app.fomo.adapter import Adapter, LoraSpec, lora_start
+from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.front import Front
 from fl_app.fomo.head import Head
 from fl_app.fomo.head_output import HeadOutput
+from fl_app.fomo.lora import LoraSpec, lora_start
 from fl_app.fomo.parts import DevicePart, build_device_part, build_trunk_part
 from fl_app.fomo.trunk import Trunk
 from fl_app.scalar_wire import Start
@@ -60,7 +61,9 @@ class Cut:
                 wire=FeatureWire("float32"),
                 num_stacks=self.part.num_stacks,
                 num_prompt=0,
-                labels=label_rule(model, task),
+                max_rows=4,
+                max_length=64,
+                labels=label_rule(model, task, with_counts=bool(self.heads)),
             ),
             head=self.head,
             head_parameters=own,
@@ -85,8 +88,8 @@ class Cut:
         features = Front(self.part, self.head).features(batch, self.task.loss)
         arrays = FeatureWire("float32").features(features, generator(0, "none"))
         labels = {"labels": batch["labels"].numpy()}
-        targets = np.arange(3 if self.heads else 0)
-        return Start(np.zeros(1, np.int32), "", [arrays | labels], targets, 0.0)
+        counts = np.array([3, 0, 1]) if self.heads else None
+        return Start(np.zeros(1, np.int32), "", [arrays | labels], counts, 0.0)
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
@@ -162,9 +165,12 @@ def test_unfit_features_are_refused(tiny: TinyModels, spoil: Any, reason: str) -
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"targets": np.array([0, 3])}, "bad-labels"),
-        ({"targets": None}, "missing"),
-        ({"targets": np.zeros(0, np.int64)}, "wrong-shape"),
+        ({"counts": np.array([0, 3, -1])}, "bad-labels"),
+        ({"counts": np.array([0, 3, 2**62])}, "bad-labels"),
+        ({"counts": np.zeros(3, np.int64)}, "bad-labels"),
+        ({"counts": None}, "missing"),
+        ({"counts": np.array([0, 3])}, "wrong-shape"),
+        ({"counts": np.ones(3, np.int32)}, "wrong-dtype"),
         ({"error": None}, "missing"),
         ({"error": -0.5}, "missing"),
         ({"error": float("nan")}, "missing"),

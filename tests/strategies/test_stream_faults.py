@@ -104,6 +104,18 @@ def test_a_second_answer_loses_the_device_at_once_or_in_the_next_exchange() -> N
     assert reasons in (["", "duplicate"] + ["duplicate"] * 2, ["", "", "duplicate", "duplicate"])
 
 
+def test_what_crossed_in_vain_is_said() -> None:
+    with begun_stream(_admitted(_frames((BLOB, 2, b"of the future")))) as exchange:
+        late = run_both(exchange, 2)[1]
+    assert isinstance(late, Lost)
+    assert late.num_bytes == len(b"of the future")
+    with begun_stream(_admitted(_frames((BLOB, 1, b"four"), (BLOB, 1, b"seventy")))) as exchange:
+        answers = run_both(exchange, 4)
+    counted = sum(len(a) for a in answers[1:] if isinstance(a, bytes))
+    (lost,) = {a for a in answers[1:] if isinstance(a, Lost)}
+    assert counted + lost.num_bytes == len(b"four") + len(b"seventy")
+
+
 def test_a_device_that_never_connects_is_silent_at_the_deadline_and_then_not_admitted() -> None:
     may_connect, outcomes = threading.Event(), list[str]()
 

@@ -1,0 +1,136 @@
+"""Candidates measured on a device's own rows: features up, last states down, losses here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clients.device_session import DeviceSession
+from fl_app.errors import WireError
+from fl_app.features_wire import ERROR, STATES, FeatureWire
+from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.payload import Payload
+from fl_app.seeding import generator
+from fl_app.tasks import Encoded
+from fl_app.transfer_wire import TRIAL, trial_arrays
+from fl_app.updates import Update
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A device's rows, dealt once for a run; indices into its prepared examples, ascending.
+
+    Attributes:
+        probe: for the gate.
+        validation: decide what stays in use.
+        tuned: all others.
+    """
+
+    probe: tuple[int, ...]
+    validation: tuple[int, ...]
+    tuned: tuple[int, ...]
+
+    @property
+    def tried(self) -> tuple[int, ...]:
+        """Those of a trial: the gate's, then the others."""
+        return self.probe + self.validation
+
+
+def deal(num_rows: int, *, probe: int, validation: int, seed: int, device: int) -> Rows:
+    """Deals a device's rows; neither probe nor validation gets more than a quarter of them."""
+    order = [int(i) for i in generator(seed, "transfer-rows", device).permutation(num_rows)]
+    first = min(probe, num_rows // 4)
+    second = first + min(validation, num_rows // 4)
+    parts = order[:first], order[first:second], order[second:]
+    return Rows(*(tuple(sorted(part)) for part in parts))
+
+
+def trial_payload(
+    session: DeviceSession,
+    wire: FeatureWire,
+    device: int,
+    rows: Rows,
+    candidates: Sequence[Update],
+    rng: np.random.Generator,
+) -> Payload:
+    """Returns features of all rows of a trial, and each candidate's prompt as it enters block 0.
+
+    Args:
+        session: the device's part of the model.
+        wire: how tensors travel.
+        device: partition index.
+        rows: which rows.
+        candidates: adapters, at least one; the rows' features are the same for all of them.
+        rng: of the coding.
+    """
+    batch = session.task.batch(session.encoded[device], rows.tried)
+    entered = [
+        session.front.features(
+            batch, session.task.loss, torch.from_numpy(candidate[PROMPT_NAME].copy())
+        )
+        for candidate in candidates
+    ]
+    arrays = wire.features(entered[0], rng)
+    error = wire.error(entered[0], arrays)
+    later = [wire.code("prompt", one.prompt, rng) for one in entered[1:] if one.prompt is not None]
+    return Payload(TRIAL, 0, {ERROR: error}, arrays | trial_arrays(later))
+
+
+def trial_losses(
+    session: DeviceSession,
+    wire: FeatureWire,
+    device: int,
+    rows: Rows,
+    candidates: Sequence[Update],
+    payload: Payload,
+) -> list[tuple[float, float]]:
+    """Returns every candidate's losses in nats on (probe rows, validation rows).
+
+    Args:
+        session: the device's part of the model.
+        wire: how tensors travel.
+        device: partition index.
+        rows: which rows.
+        candidates: adapters, as in the trial; each brings the head it is used with.
+        payload: the last states, coded as ``states`` behind the candidate's number.
+
+    Raises:
+        WireError: ``missing``, ``wrong-shape`` or ``not-finite`` states.
+    """
+    encoded, found = session.encoded[device], []
+    batch = session.task.batch(encoded, rows.tried)
+    for k, candidate in enumerate(candidates):
+        prompt = torch.from_numpy(candidate[PROMPT_NAME].copy())
+        readout = session.front.features(batch, session.task.loss, prompt).readout
+        lead = f"{k}|"
+        own = {n.removeprefix(lead): a for n, a in payload.arrays.items() if n.startswith(lead)}
+        states = wire.decode(own, STATES)
+        if len(states) != int(readout.sum()):
+            raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")
+        session.write(candidate)
+        split = len(rows.probe)
+        ahead = int(readout[:split].sum())
+        parts = (states[:ahead], slice(0, split)), (states[ahead:], slice(split, None))
+        losses = [
+            _loss(session, part, readout[where], batch["labels"][where]) for part, where in parts
+        ]
+        found.append((losses[0], losses[1]))
+    return found
+
+
+def _loss(
+    session: DeviceSession, states: torch.Tensor, readout: torch.Tensor, labels: torch.Tensor
+) -> float:
+    with torch.no_grad():
+        batch = session.head.batch(states, readout, labels, session.num_prompt)
+        return float(session.task.loss(session.head, batch))
+
+
+def guessing_loss(session: DeviceSession, encoded: Encoded, rows: Sequence[int]) -> float:
+    """Returns the entropy in nats of these rows' labels; infinite where there are no classes."""
+    if not session.task.higher_is_better:
+        return float("inf")
+    _, counts = np.unique([int(encoded.targets[row]) for row in rows], return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,224 @@
+"""Configuration to layouts: the server's, and that of every device class.
+
+All are made by one rule and priced on the model that devices hold. A class's layout keeps the
+class's limits and is cut to the server's: what a device tunes is a prefix of what the server has.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fl_app.errors import ConfigError
+from fl_app.fomo.adapter import Adapter
+from fl_app.fomo.emulator import Split
+from fl_app.layout.budgets import Budgets, PriceOf, fit
+from fl_app.layout.choose import choose
+from fl_app.layout.prefix import Layout, cut
+from fl_app.layout.rounding import Sizes, apportion
+from fl_app.layout.rules import profile
+from fl_app.pricing import LayoutPrices, device_of, require_steps
+from fl_app.schema import (
+    BudgetConfig,
+    Config,
+    DeviceClassConfig,
+    FederationConfig,
+    LayoutConfig,
+    LoraConfig,
+)
+from fl_app.seeding import generator
+from fl_app.updates import Update, num_reals
+
+_LIMITS = [each.name for each in dataclasses.fields(BudgetConfig)]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Who tunes what in a run whose layouts stay the same.
+
+    Attributes:
+        server: rank of every tuned block; empty without LoRA.
+        classes: name of a device class to its layout, each within the server's.
+        class_of: device to the name of its class; empty where all devices are alike.
+    """
+
+    server: Layout
+    classes: Mapping[str, Layout] = field(default_factory=dict)
+    class_of: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every device holds in every round what the server holds."""
+        return not self.classes
+
+    def at(self, server_round: int, device: int) -> Layout:
+        """Returns a device's layout in a round.
+
+        Raises:
+            ConfigError: the device is in no class.
+        """
+        if self.is_shared:
+            return self.server
+        if device not in self.class_of:
+            raise ConfigError(
+                f"device {device} is in none of federation.classes; give SuperNodes partition ids "
+                f"0 to {len(self.class_of) - 1}, or raise federation.num_devices"
+            )
+        return self.classes[self.class_of[device]]
+
+
+def allocate(
+    config: Config, model_config: Any, *, num_labels: int, split: Split, adapter: Adapter
+) -> Allocation:
+    """Makes the layouts of a run.
+
+    Args:
+        config: the run's configuration.
+        model_config: the full model's ``transformers`` configuration.
+        num_labels: classes of a classifier, 0 for a language model.
+        split: what devices hold.
+        adapter: of the full model, uniform as built; not changed.
+
+    Raises:
+        LayoutError: a limit that not even the smallest layout keeps.
+        ConfigError: ranks for another number of blocks, or a class but no LoRA.
+    """
+    match config.peft:
+        case LoraConfig() as peft:
+            pass
+        case _:
+            return Allocation(server={})
+    if peft.layout.is_plain and not config.federation.classes:
+        return Allocation(server=adapter.layout)
+    for limits in (peft.layout, *config.federation.classes):
+        require_steps(config, limits.round_s)
+    prices = LayoutPrices(
+        config, peft, model_config, num_labels=num_labels, split=split, shapes=_shapes(adapter)
+    )
+    server = _server(peft, prices, has_classes=bool(config.federation.classes))
+    return Allocation(
+        server=prices.layout(server),
+        classes={
+            one.name: prices.layout(_of_class(peft, prices, one, server))
+            for one in config.federation.classes
+        },
+        class_of=classes_of(config.federation, config.seed),
+    )
+
+
+def facts_of(
+    allocation: Allocation, config: Config, adapter: Update, num_blocks: int
+) -> dict[str, Any] | None:
+    """Returns what ``result.json`` says of layouts; None without LoRA.
+
+    Args:
+        allocation: the run's layouts.
+        config: the run's configuration.
+        adapter: of the full model, in the server's layout.
+        num_blocks: of the full model.
+    """
+    match config.peft:
+        case LoraConfig() as peft:
+            pass
+        case _:
+            return None
+
+    def facts(layout: Layout) -> dict[str, Any]:
+        ranks = [layout.get(block, 0) for block in range(num_blocks)]
+        return {"ranks": ranks, "params": num_reals(cut(adapter, layout))}
+
+    server = facts(allocation.server)
+    classes = {
+        name: {
+            **facts(layout),
+            "devices": [device for device, own in allocation.class_of.items() if own == name],
+        }
+        for name, layout in allocation.classes.items()
+    }
+    return {
+        "rule": peft.layout.rule,
+        "combine": peft.combine if classes else None,
+        "server": server["ranks"],
+        "params": server["params"],
+        "classes": classes,
+    }
+
+
+def classes_of(federation: FederationConfig, seed: int) -> dict[int, str]:
+    """Returns the name of every device's class; by share they are dealt at random.
+
+    Numbers are in proportion to the shares, by largest remainder.
+    """
+    classes = federation.classes
+    named = {device: one.name for one in classes for device in one.devices}
+    if named or not classes:
+        return named
+    total = federation.num_devices
+    counts = apportion([one.share for one in classes], total, largest=total)
+    drawn = generator(seed, "classes").permutation(total)
+    names = np.repeat([one.name for one in classes], counts)
+    return {int(device): str(name) for device, name in sorted(zip(drawn, names, strict=True))}
+
+
+def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in adapter.parameters.items()}
+
+
+def _server(peft: LoraConfig, prices: LayoutPrices, *, has_classes: bool) -> Sizes:
+    """Returns the layout that the server holds; that of all devices where there are no classes."""
+    layout, price_of = peft.layout, prices.of(peft.layout.device)
+    limits = {"params": layout.params} if has_classes else _limits(layout)
+    if layout.rule == "list":
+        return _listed(layout, price_of, prices.num_blocks, Budgets(**limits))
+    if all(limit is None for limit in limits.values()):
+        limits["params"] = price_of([peft.rank] * prices.num_blocks).params
+    return _chosen(peft, price_of, prices.num_blocks, Budgets(**limits))
+
+
+def _of_class(
+    peft: LoraConfig, prices: LayoutPrices, one: DeviceClassConfig, server: Sizes
+) -> Sizes:
+    """Returns a class's layout: the rule's under the class's limits, cut to the server's."""
+    limits = {**_limits(peft.layout), "params": None}
+    limits |= {name: limit for name, limit in _limits(one).items() if limit is not None}
+    if limits["memory_bytes"] is None:
+        limits["memory_bytes"] = device_of(one).memory_bytes
+    price_of, budgets = prices.of(one), Budgets(**limits)
+    if peft.layout.rule == "list":  # the ranks given say in what proportion
+        sizes = fit(profile(server, largest=int(server.max())), price_of, budgets)
+    else:
+        sizes = _chosen(peft, price_of, prices.num_blocks, budgets)
+    return np.minimum(sizes, server)
+
+
+def _limits(limits: BudgetConfig) -> dict[str, Any]:
+    return {name: getattr(limits, name) for name in _LIMITS}
+
+
+def _chosen(peft: LoraConfig, price_of: PriceOf, num_blocks: int, budgets: Budgets) -> Sizes:
+    layout = peft.layout
+    return choose(
+        layout.rule,
+        price_of=price_of,
+        budgets=budgets,
+        num_blocks=num_blocks,
+        largest=layout.max_rank or peft.rank * num_blocks,
+        num_tuned=layout.num_tuned,
+    )
+
+
+def _listed(layout: LayoutConfig, price_of: PriceOf, num_blocks: int, budgets: Budgets) -> Sizes:
+    """Returns the ranks given, if they are as many as blocks and keep the limits."""
+    if len(layout.ranks) != num_blocks:
+        raise ConfigError(
+            f"peft.layout.ranks={layout.ranks} must have {num_blocks} ranks, one for each block "
+            "outside the middle (strategy.emulator.left and right)"
+        )
+    if exceeded := budgets.exceeded(price_of(layout.ranks)):
+        raise ConfigError(
+            f"peft.layout.ranks={layout.ranks} exceed peft.layout's {', '.join(exceeded)}; lower "
+            "ranks or raise the limit"
+        )
+    return np.asarray(layout.ranks, dtype=np.int64)

@@ -1,0 +1,157 @@
+"""LoRA layers block by block: starting values, and ranks that change in place.
+
+PEFT makes the layers and computes with them. A device's layers are cut to the layout that its order
+names and grow again for the next one: units are kept in nested order, the scale is always alpha /
+rank of the configuration, whatever rank a block has.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fl_app.errors import ModelError
+from fl_app.layout.prefix import Layout, block_number
+from fl_app.seeding import generator
+from fl_app.updates import Update
+
+_NAME = "default"
+"""What PEFT calls an adapter that was given no name."""
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What LoRA adds (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A.
+
+    Attributes:
+        rank: r >= 1 of every adapted map, until ``LoraLayers.resize`` says otherwise; the scale
+            stays alpha / r.
+        alpha: numerator of the scale alpha / rank.
+        targets: names of the adapted maps inside a block; ``all-linear`` alone takes every linear
+            map, empty the family's default.
+        train_a: whether A is tuned too. Frozen, equal A on all devices make averaging B exact.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    train_a: bool
+
+
+def lora_start(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Update:
+    """Returns the starting values of LoRA factors: A as ``Adapter`` draws it, B zero.
+
+    Args:
+        shapes: shape of every factor by canonical name.
+        seed: the run's seed.
+    """
+    return {
+        name: a_drawn(seed, name, shape) if ".lora_A." in name else np.zeros(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def a_drawn(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Returns A [rank, d_in] as PEFT draws it, U(-1/sqrt(d_in), 1/sqrt(d_in)).
+
+    Row after row from one stream, so that A of a smaller rank is the first rows of a larger one.
+    """
+    bound = 1.0 / np.sqrt(shape[1])
+    draw = generator(seed, "lora_A", name).uniform(-bound, bound, shape)
+    return draw.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One adapted map: PEFT's layer and its two factors, which outlive a rank of 0."""
+
+    path: str
+    canonical: str
+    block: int
+    peft: Any
+    a: nn.Linear
+    b: nn.Linear
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.weight.shape[0])
+
+
+class LoraLayers:
+    """The LoRA layers of one model.
+
+    Args:
+        named: (path in the model, canonical name, PEFT's layer) of each.
+        spec: what they were made as.
+        seed: draws A.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, str, Any]], spec: LoraSpec, seed: int) -> None:
+        self._spec, self._seed = spec, seed
+        self._layers = [
+            _Layer(path, name, block_number(name), layer, layer.lora_A[_NAME], layer.lora_B[_NAME])
+            for path, name, layer in named
+        ]
+
+    @property
+    def layout(self) -> dict[int, int]:
+        """Rank of every block that can have one, by index in the full model."""
+        return dict(sorted({layer.block: layer.rank for layer in self._layers}.items()))
+
+    def resize(self, layout: Layout) -> None:
+        """Gives every block its rank, in place.
+
+        Units that stay keep their values; new ones have their starting values (A as drawn, B 0),
+        so growing changes no output. Rank 0 takes the layer's factors out: the block computes, bit
+        for bit, what it does frozen.
+
+        Args:
+            layout: rank >= 0 of every block of ``self.layout``, and of no other.
+
+        Raises:
+            ModelError: other blocks, or a negative rank.
+        """
+        own = self.layout
+        if set(layout) != set(own) or min(layout.values(), default=0) < 0:
+            raise ModelError(
+                f"layout {dict(layout)} must give each of the tuned blocks {list(own)} a rank >= 0"
+            )
+        for layer in self._layers:
+            if layer.rank != layout[layer.block]:
+                self._resize(layer, layout[layer.block])
+
+    def _resize(self, layer: _Layer, rank: int) -> None:
+        kept = min(layer.rank, rank)
+        a, b = layer.a.weight.detach(), layer.b.weight.detach()
+        down, up = torch.empty(rank, a.shape[1]), torch.zeros(b.shape[0], rank)
+        if rank > kept:
+            name = f"{layer.canonical}.lora_A.weight"
+            down[:] = torch.from_numpy(a_drawn(self._seed, name, tuple(down.shape)))
+        down[:kept], up[:, :kept] = a[:kept], b[:, :kept]
+        if layer.rank == 0:
+            layer.peft.lora_A[_NAME], layer.peft.lora_B[_NAME] = layer.a, layer.b
+        layer.a.weight = nn.Parameter(down, requires_grad=self._spec.train_a)
+        layer.b.weight = nn.Parameter(up)
+        layer.a.out_features = layer.b.in_features = layer.peft.r[_NAME] = rank
+        if rank == 0:  # PEFT leaves out a layer that does not know the adapter's name
+            del layer.peft.lora_A[_NAME], layer.peft.lora_B[_NAME]
+
+    def patterns(self) -> dict[str, Any]:
+        """Returns what ``adapter_config.json`` says of these ranks; empty where all are alike.
+
+        PEFT scales a map by alpha_l / r_l; alpha_l = r_l alpha / rank keeps the scale.
+        """
+        spec = self._spec
+        ranks = {layer.path: layer.rank for layer in self._layers}
+        unlike = {path: r for path, r in ranks.items() if r not in (0, spec.rank)}
+        patterns: dict[str, Any] = {}
+        if unlike:
+            patterns["rank_pattern"] = unlike
+            patterns["alpha_pattern"] = {p: r * spec.alpha / spec.rank for p, r in unlike.items()}
+        if 0 in ranks.values():
+            patterns["target_modules"] = sorted(path for path, rank in ranks.items() if rank)
+        return patterns

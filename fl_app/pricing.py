@@ -1,0 +1,168 @@
+"""What a LoRA layout costs a device of this run: the resource model on what devices hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fl_app.errors import ConfigError
+from fl_app.fomo.emulator import Split
+from fl_app.layout.budgets import PriceOf
+from fl_app.layout.prefix import block_number, unit_axis
+from fl_app.layout.rounding import Sizes
+from fl_app.resources.architecture import emulator
+from fl_app.resources.devices import DeviceClass, device_class
+from fl_app.resources.families import architecture_of
+from fl_app.resources.links import Link
+from fl_app.resources.price import Price, Pricer
+from fl_app.resources.step import StepModel
+from fl_app.resources.tuning import lora
+from fl_app.schema import Config, DeviceConfig, DigitalChannel, IdealChannel, LoraConfig
+from fl_app.updates import blob_bytes
+from fl_app.wireless.cell import path_loss_db
+from fl_app.wireless.units import dbm_to_watt
+
+SERVER_DBM = 43.0
+"""Transmit power of the server, a macro base station's."""
+
+
+class LayoutPrices:
+    """Prices layouts of the blocks outside the middle; a size is one block's rank.
+
+    An encoder-decoder's two stacks are tuned alike and count as one.
+
+    Args:
+        config: the run's configuration.
+        peft: its LoRA.
+        model_config: the full model's ``transformers`` configuration.
+        num_labels: classes of a classifier, 0 for a language model.
+        split: which blocks devices hold, and which are tuned.
+        shapes: of the tuned parameters by canonical name, at any rank above 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        peft: LoraConfig,
+        model_config: Any,
+        *,
+        num_labels: int,
+        split: Split,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._config, self._blocks, self._shapes = config, split.outer, dict(shapes)
+        full = architecture_of(model_config, num_labels=num_labels)
+        held = emulator(full, split.left, split.middle, split.right)
+        kept, behind = len(split.blocks), split.left + split.middle
+        self._places = [
+            [place for place in range(index, held.num_blocks, kept)]
+            for index in range(kept)
+            if not split.left <= index < behind
+        ]
+        targets = peft.targets or list(held.default_targets)
+        names = held.map_names if targets == ["all-linear"] else targets
+        self._step = StepModel(
+            held,
+            lora(*names, train_a=peft.aggregation != "freeze-a"),
+            batch=config.finetune.batch_size,
+            sequence=config.model.max_length,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that a layout gives a size."""
+        return len(self._blocks)
+
+    def layout(self, sizes: Sizes) -> dict[int, int]:
+        """Returns sizes by block of the full model."""
+        return {block: int(size) for block, size in zip(self._blocks, sizes, strict=True)}
+
+    def of(self, device: DeviceConfig) -> PriceOf:
+        """Returns what prices layouts on a device; bytes are those of a serialised update.
+
+        A limit on seconds of a round needs ``finetune.max_steps``; without it a round is priced
+        with one step.
+        """
+        who = device_of(device)
+        loss_db = float(path_loss_db(np.array([device.distance_m]))[0])
+        up, down = (
+            Link(bandwidth_hz=device.bandwidth_hz, tx_power_w=power, loss_db=loss_db)
+            for power in (who.tx_power_w, dbm_to_watt(SERVER_DBM))
+        )
+        pricer = Pricer(
+            self._step,
+            who,
+            uplink=up,
+            downlink=down,
+            num_steps=self._config.finetune.max_steps or 1,
+            value_bytes=_value_bytes(self._config),
+        )
+
+        def price_of(sizes: Sequence[int]) -> Price:
+            whole = [0] * self._step.num_blocks
+            for size, places in zip(sizes, self._places, strict=True):
+                for place in places:
+                    whole[place] = int(size)
+            price = pricer(whole)
+            frame = self._frame(sizes)
+            up_s, down_s = up.seconds(frame), down.seconds(frame)
+            return replace(
+                price,
+                uplink_bytes=price.uplink_bytes + frame,
+                downlink_bytes=price.downlink_bytes + frame,
+                uplink_s=price.uplink_s + up_s,
+                downlink_s=price.downlink_s + down_s,
+                round_s=price.round_s + up_s + down_s,
+            )
+
+        return price_of
+
+    def _frame(self, sizes: Sequence[int]) -> int:
+        """Returns the bytes around the values of a serialised update; a radio sends none."""
+        match self._config.channel:
+            case IdealChannel():
+                pass
+            case _:
+                return 0
+        ranks = dict(zip(self._blocks, sizes, strict=True))
+        shapes: dict[str, Sequence[int]] = {}
+        for name, shape in self._shapes.items():
+            axis = unit_axis(name)
+            if axis is None:
+                shapes[name] = shape
+            elif rank := ranks[block_number(name)]:
+                shapes[name] = (rank, shape[1]) if axis == 0 else (shape[0], rank)
+        return blob_bytes(shapes) - 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def device_of(device: DeviceConfig) -> DeviceClass:
+    """Returns a row of the table of devices with the figures that the configuration replaces."""
+    row = device_class(device.device)
+    power = device.tx_power_dbm
+    return replace(
+        row,
+        flops_per_s=device.flops_per_s or row.flops_per_s,
+        tx_power_w=row.tx_power_w if power is None else dbm_to_watt(power),
+    )
+
+
+def require_steps(config: Config, round_s: float | None) -> None:
+    """Checks that a limit on the seconds of a round knows the round's steps.
+
+    Raises:
+        ConfigError: finetune.max_steps=null.
+    """
+    if round_s is not None and config.finetune.max_steps is None:
+        raise ConfigError(
+            f"a layout's round_s={round_s} needs to know the local steps of a round; set "
+            "finetune.max_steps"
+        )
+
+
+def _value_bytes(config: Config) -> float:
+    match config.channel:
+        case DigitalChannel(bits=int() as bits):
+            return bits / 8
+        case _:
+            return 4.0

@@ -1,0 +1,41 @@
+"""What the report says of a prompt ensemble: members alone, and all together."""
+
+from fl_app.report.text import format_difference, format_score
+from fl_app.result import RunResult
+
+
+def ensemble_table(result: RunResult) -> tuple[list[str], list[list[str]]] | None:
+    """Returns heads and rows: every member, their mean and best, the ensemble; None without one."""
+    if (ensemble := result.ensemble) is None:
+        return None
+    metric, weights = result.metric, ensemble["weights"]
+    rows = [
+        [
+            f"member of devices {', '.join(map(str, member['devices']))}",
+            f"{weight:.3f}",
+            format_score(metric, member["measure"]),
+            "",
+        ]
+        for member, weight in zip(ensemble["members"], weights, strict=True)
+    ]
+    mean = ensemble["member_mean"]
+    for words, key in (("mean member", "member_mean"), ("best member", "member_best")):
+        value = ensemble[key]
+        gain = "" if key == "member_mean" else format_difference(metric, mean, value)
+        rows.append([words, "", format_score(metric, value), gain])
+    for index, reason in ensemble["left_out"].items():
+        rows.append([f"member {index} has no say: {reason}", "", "", ""])
+    if (decoded := ensemble.get("decoded")) and decoded["rows"]:
+        words = f"completions right to the letter, of {decoded['rows']}: vote (mean member)"
+        shares = f"{100 * decoded['ensemble']:.1f} % ({100 * decoded['member_mean']:.1f} %)"
+        rows.append([words, "", shares, ""])
+    whole = ensemble["ensemble"]
+    rows.append(
+        [
+            f"ensemble of {len(weights)}, {ensemble['combiner'].replace('_', ' ')}",
+            "",
+            format_score(metric, whole),
+            format_difference(metric, mean, whole),
+        ]
+    )
+    return ["", "weight", metric.name, "better than the mean member by"], rows

@@ -1,0 +1,88 @@
+"""Options of prompt ensembles: several soft prompts instead of one."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
+
+from fl_app.schema.checks import require
+
+
+@dataclass
+class PromptConfig:
+    """Soft prompts."""
+
+
+@dataclass
+class NoPrompt(PromptConfig):
+    """One adapter for all devices, no ensemble."""
+
+
+@dataclass
+class EnsembleConfig(PromptConfig):
+    """Groups of devices tune a member each, a prompt with its head; all members answer."""
+
+    combiner: ClassVar[str] = ""
+    """How answers become one, see ``fl_app.prompts.ensemble``."""
+    num_members: int | None = 5
+    """k >= 1: devices are dealt into so many groups, each tunes one member; null: every device is a
+    group. At most federation.num_devices."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        members = self.num_members
+        ok = members is None or members >= 1
+        require("prompt.num_members", members, ok, "must be >= 1, or null for one per device")
+
+
+@dataclass
+class EnsembleVote(EnsembleConfig):
+    """Majority vote; of language models on decoded strings, beside the mean's perplexity."""
+
+    combiner: ClassVar[str] = "vote"
+    decoded_rows: int = 100
+    """Language models only: test rows completed by all members at the end of the run; 0: none."""
+    max_new_tokens: int = 16
+    """Language models only: the longest completion, >= 1."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        rows, tokens = self.decoded_rows, self.max_new_tokens
+        require("prompt.decoded_rows", rows, rows >= 0, "must be >= 0")
+        require("prompt.max_new_tokens", tokens, tokens >= 1, "must be >= 1")
+
+
+@dataclass
+class EnsembleMean(EnsembleConfig):
+    """The mean of the members' probabilities."""
+
+    combiner: ClassVar[str] = "mean"
+
+
+@dataclass
+class EnsembleLogitMean(EnsembleConfig):
+    """The geometric mean of the members' probabilities."""
+
+    combiner: ClassVar[str] = "logit_mean"
+
+
+@dataclass
+class EnsembleMedian(EnsembleConfig):
+    """The median of each class's probability, which less than half of the members cannot move."""
+
+    combiner: ClassVar[str] = "median"
+
+
+@dataclass
+class EnsembleWeighted(EnsembleConfig):
+    """The mean with weights proportional to exp(-eta loss), losses summed over public rows."""
+
+    combiner: ClassVar[str] = "mean"
+    eta: float = 1.0
+    """Learning rate >= 0: 0 weighs members alike, 1 is the Bayes mixture after the public rows;
+    with some hundred rows it all but picks the best member."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        require("prompt.eta", self.eta, 0 <= self.eta < inf, "must be >= 0 and finite")

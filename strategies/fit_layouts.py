@@ -1,0 +1,83 @@
+"""Which choices go together with unequal ranks, checked before the work."""
+
+from math import inf
+
+from fl_app.errors import ConfigError
+from fl_app.schema import (
+    AircompChannel,
+    Config,
+    DigitalChannel,
+    GradientDownloadStrategy,
+    LoraConfig,
+)
+from strategies.rules import COMPARING
+
+
+def require_layouts(config: Config) -> None:
+    """Checks layouts and device classes against everything else.
+
+    Raises:
+        ConfigError: a choice needs equal ranks; the text says which and what to set.
+    """
+    classes = [one.name for one in config.federation.classes]
+    match config.peft:
+        case LoraConfig() as peft:
+            pass
+        case _:
+            if classes:
+                raise ConfigError(
+                    f"federation.classes={classes} gives devices LoRA layouts of their own; set "
+                    "peft=lora or federation.classes=[]"
+                )
+            return
+    if not classes and peft.layout.is_plain:
+        return
+    match config.strategy:
+        case GradientDownloadStrategy():
+            raise ConfigError(
+                "strategy=gradient_download has one LoRA rank for all blocks and devices; set "
+                "peft=lora and federation.classes=[] without budgets, or strategy=emulator_download"
+            )
+    if config.connection.block is not None and config.connection.carries == "lora_a":
+        raise ConfigError(
+            "connection.carries=lora_a is built for one LoRA rank; set peft=lora and "
+            "federation.classes=[] without budgets, or connection.carries=features"
+        )
+    if classes:
+        _require_combine(config, peft)
+        _require_channel(config)
+
+
+def _require_combine(config: Config, peft: LoraConfig) -> None:
+    """Checks how unequal ranks are combined."""
+    if (peft.combine == "flex") != (peft.aggregation == "exact"):
+        raise ConfigError(
+            f"peft.combine={peft.combine} and peft.aggregation={peft.aggregation}: flex is the "
+            "mean of products, which is aggregation exact, and only it is; set both or neither"
+        )
+    rule = config.strategy.server_rule.name
+    if peft.combine != "flex" and rule in COMPARING:
+        raise ConfigError(
+            f"strategy.server_rule.name={rule} compares devices, and peft.combine={peft.combine} "
+            "hands over one mean; choose a rule that averages, or peft.combine=flex"
+        )
+
+
+def _require_channel(config: Config) -> None:
+    """Checks that the channel can leave out what a device does not hold."""
+    match config.channel:
+        case AircompChannel(scheme="obda"):
+            raise ConfigError(
+                "channel.scheme=obda has every device vote on every entry; with "
+                "federation.classes choose another channel.scheme"
+            )
+        case AircompChannel(peak_to_mean_db=peak) if peak < inf:
+            raise ConfigError(
+                f"channel.peak_to_mean_db={peak} has no model for devices that hold only some "
+                "entries; with federation.classes set channel.peak_to_mean_db=inf"
+            )
+        case DigitalChannel(max_uses_per_real=float() as limit):
+            raise ConfigError(
+                f"channel.max_uses_per_real={limit} rations entries that all devices hold; with "
+                "federation.classes set channel.max_uses_per_real=null"
+            )

@@ -1,0 +1,127 @@
+"""Which choices go together with prompts that differ between devices, checked before the work."""
+
+from fl_app.errors import ConfigError
+from fl_app.schema import (
+    Config,
+    EnsembleConfig,
+    EnsembleMedian,
+    EnsembleWeighted,
+    GradientDownloadStrategy,
+    PromptTuningConfig,
+    RadioChannel,
+    SimulationFederation,
+    TransferPrompt,
+)
+from fl_app.settings import num_members_of
+
+
+def require_prompts(config: Config) -> None:
+    """Checks prompt ensembles and prompt transfer against everything else.
+
+    Raises:
+        ConfigError: a choice does not go with them; the text says which and what to set.
+    """
+    match config.prompt:
+        case EnsembleConfig() as ensemble:
+            _require_ensemble(config, ensemble)
+        case TransferPrompt() as transfer:
+            _require_transfer(config, transfer)
+
+
+def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
+    """Checks that members can be tuned apart, put together and weighed."""
+    chosen = f"prompt.num_members={ensemble.num_members}"
+    match config.peft:
+        case PromptTuningConfig():
+            pass
+        case _:
+            raise ConfigError("an ensemble's members are soft prompts; set peft=prompt")
+    total, members = config.federation.num_devices, num_members_of(config)
+    if members > total:
+        raise ConfigError(f"{chosen} exceeds federation.num_devices={total}; lower it, or set null")
+    match config.channel:
+        case RadioChannel() if members > 1:
+            raise ConfigError(
+                f"{chosen}: every group of devices has a mean of its own, and this channel hands "
+                "over one of all devices; choose channel=ideal, or prompt=none"
+            )
+    match config.strategy:
+        case GradientDownloadStrategy(shared_gradient=True) if members > 1:
+            raise ConfigError(
+                f"{chosen}: members differ, and strategy.shared_gradient=true sends all devices "
+                "one gradient; set it to false"
+            )
+    if config.connection.block is not None:
+        raise ConfigError(
+            "connection.block: members answer in one pass, a neural connection carries one prompt; "
+            "set connection.block=null, or prompt=none"
+        )
+    match ensemble:
+        case EnsembleWeighted() if config.data.public_fraction == 0:
+            raise ConfigError(
+                "prompt=ensemble_weighted weighs members by their loss on public rows; set "
+                "data.public_fraction above 0"
+            )
+        case EnsembleMedian() if config.model.task == "causal_lm":
+            raise ConfigError(
+                "prompt=ensemble_median takes medians of classes, and model.task=causal_lm has "
+                "none; choose prompt=ensemble_mean or ensemble_vote"
+            )
+
+
+def _require_transfer(config: Config, transfer: TransferPrompt) -> None:
+    """Checks that devices have prompts of their own, and may find others'."""
+    match config.strategy:
+        case GradientDownloadStrategy(variant="prompt") as strategy:
+            pass
+        case _:
+            raise ConfigError(
+                "prompt=transfer works with the prompts of gradient download; set "
+                "strategy=gradient_download strategy.variant=prompt, or prompt=none"
+            )
+    if strategy.shared_gradient:
+        raise ConfigError(
+            "strategy.shared_gradient=true makes the same step on every device, and with "
+            "prompt=transfer each has a prompt of its own; set strategy.shared_gradient=false"
+        )
+    if strategy.privacy.noise_multiplier > 0:
+        raise ConfigError(
+            f"strategy.privacy.noise_multiplier={strategy.privacy.noise_multiplier} is accounted "
+            "for local steps only, and prompt=transfer sends features of probe rows too; set it to "
+            "0, or prompt=none"
+        )
+    rounds, total = transfer.rounds, config.strategy.num_rounds
+    if rounds is not None and not all(2 <= number <= total for number in rounds):
+        raise ConfigError(
+            f"prompt.rounds={rounds}: before round 2 no device has tuned a prompt, and there are "
+            f"strategy.num_rounds={total} rounds; choose rounds between, or null"
+        )
+    drawn = config.federation.devices_per_round
+    if rounds is None and drawn in (None, config.federation.num_devices):
+        raise ConfigError(
+            "prompt.rounds=null is for devices that join later, and with federation."
+            f"devices_per_round={drawn} all take part from the start; set either"
+        )
+    _require_addresses(config, transfer)
+
+
+def _require_addresses(config: Config, transfer: TransferPrompt) -> None:
+    given, wanted = len(transfer.direct), config.federation.num_devices
+    if given not in (0, wanted):
+        raise ConfigError(
+            f"prompt.direct has {given} addresses for federation.num_devices={wanted}; give one "
+            "for each, in the order of partition ids, or none"
+        )
+    match config.strategy, config.federation:
+        case _, SimulationFederation() if given:
+            raise ConfigError(
+                "prompt.direct is for devices that run at the same time, and simulated ones take "
+                "turns; set federation=edge, or prompt.direct=[]"
+            )
+        case GradientDownloadStrategy() as strategy, _ if (
+            given and transfer.direct_s >= strategy.exchange_timeout_s
+        ):
+            raise ConfigError(
+                f"prompt.direct_s={transfer.direct_s} must be below strategy.exchange_timeout_s="
+                f"{strategy.exchange_timeout_s}, or who meets others is given up for lost"
+            )

@@ -1,0 +1,81 @@
+"""Groups of devices, each with an adapter and a server rule of its own.
+
+An ordinary federation is one group. In a prompt ensemble members must stay different, so devices
+are dealt into as many groups as there are members, and averages are taken inside a group alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fl_app import updates
+from fl_app.seeding import generator
+from fl_app.updates import Update
+from strategies.rules import ServerRule
+
+
+def deal(devices: Sequence[int], num_groups: int, seed: int) -> dict[int, int]:
+    """Deals devices to groups at random, so that sizes differ by one at most.
+
+    Args:
+        devices: partition ids, ascending.
+        num_groups: k >= 1; with more groups than devices the last ones stay empty.
+        seed: the run's seed.
+
+    Returns:
+        Group of every device. Groups are numbered by their smallest device, so that with one device
+        in each the order is that of the devices.
+    """
+    drawn = generator(seed, "groups").permutation(len(devices))
+    dealt = {devices[i]: place % num_groups for place, i in enumerate(drawn)}
+    order = list(dict.fromkeys(dealt[device] for device in devices))
+    return {device: order.index(dealt[device]) for device in devices}
+
+
+class Groups:
+    """Who tunes which adapter.
+
+    Args:
+        of: group of every device.
+        rules: one server rule per group, none shared: rules remember.
+    """
+
+    def __init__(self, of: dict[int, int], rules: Sequence[ServerRule]) -> None:
+        self.of, self.rules = of, list(rules)
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.rules)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of devices in every group."""
+        return [len(self.devices(group)) for group in range(len(self))]
+
+    def devices(self, group: int) -> list[int]:
+        """Returns the devices of a group, ascending."""
+        return sorted(device for device, own in self.of.items() if own == group)
+
+    def split(self, joined: Update) -> list[Update]:
+        """Returns each group's adapter."""
+        return updates.split(joined, len(self))
+
+    def announce(self, server_round: int, adapters: Sequence[Update]) -> float:
+        """Tells every rule its adapter; returns their mu, see ``ServerRule.announce``."""
+        pairs = zip(self.rules, adapters, strict=True)
+        return max(rule.announce(server_round, adapter) for rule, adapter in pairs)
+
+    def rows(self, devices: Sequence[int], num_rows: int) -> dict[int, list[int]]:
+        """Sorts received rows by group.
+
+        Args:
+            devices: whose updates arrived, in the order of the rows where there is one each.
+            num_rows: rows received; a radio hands over one mean of one group.
+
+        Returns:
+            Group to the indices of its rows; groups nobody was heard of are left out.
+        """
+        if len(self) == 1:
+            return {0: list(range(num_rows))}
+        own = np.array([self.of[device] for device in devices])
+        return {int(group): np.flatnonzero(own == group).tolist() for group in np.unique(own)}
