@@ -31,7 +31,7 @@ class FeatureCrossings:
 
     def __init__(self, crossings: Crossings, round: int) -> None:
         self._crossings, self._round = crossings, round
-        self._energy = CrossedEnergy()
+        self._energies: list[CrossedEnergy] = []
 
     def digital(self, payload: Payload, what: str, num_bytes: int) -> tuple[str, int]:
         """Returns what a payload is booked as, and with how many bytes.
@@ -58,14 +58,17 @@ class FeatureCrossings:
         counts = {name: _amount(payload.scalars, name, int) for name in wire.CROSSED}
         energy = {name: _amount(payload.scalars, name, float) for name in _ENERGIES}
         self._crossings.book_counts(self._round, device, counts)
-        self._energy += CrossedEnergy(**energy)
+        self._energies.append(CrossedEnergy(**energy))
 
     def figures(self) -> dict[str, float]:
         """Returns the round's NMSE of features, and of gradients where any came back."""
-        total = self._energy
+        # summed exactly, so that the order of answers has no say
+        total = {
+            name: math.fsum(getattr(one, name) for one in self._energies) for name in _ENERGIES
+        }
         found = {
-            "connection_feature_nmse": (total.forward_error, total.forward_energy),
-            "connection_gradient_nmse": (total.backward_error, total.backward_energy),
+            "connection_feature_nmse": (total["forward_error"], total["forward_energy"]),
+            "connection_gradient_nmse": (total["backward_error"], total["backward_energy"]),
         }
         ratios = {name: error / energy for name, (error, energy) in found.items() if energy > 0}
         return {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
