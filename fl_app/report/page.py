@@ -72,6 +72,7 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
             *_rounds(result),
             images.get("devices.png", ""),
             images.get("ranks.png", ""),
+            *_transfers(result),
             *_provenance(result),
             "</body></html>",
             "",
@@ -196,6 +197,35 @@ def _rounds(result: RunResult) -> Iterator[str]:
         for record in result.rounds
     ]
     yield _table(heads, rows, numbers=range(len(heads) - 1))
+
+
+def _transfers(result: RunResult) -> Iterator[str]:
+    """Every device's search for another device's prompt."""
+    if result.transfer is None:
+        return
+    found = result.transfer
+    yield "<h2>Prompts from device to device</h2>"
+    yield (
+        f'<p class="note">{found["adopted"]} of {found["searches"]} searches ended with another '
+        f"device's prompt in use. {human_bytes(found['bytes'])} went from device to device, "
+        f"{human_bytes(found['trial_bytes'])} to the server and back for trials at the gate; the "
+        f"tuning behind the adopted prompts had cost "
+        f"{human_bytes(found['retraining_bytes_avoided'])}. Losses in nats on rows of the device "
+        "that are never tuned on.</p>"
+    )
+    losses = ("loss_own", "loss_candidate", "loss_tuned")
+    heads = ["round", "device", "offers", "from", "own", "as it is", "tuned", "end", "refused"]
+    rows = [
+        [
+            *(str(one[name]) for name in ("round", "device", "offers")),
+            "" if one["source"] is None else str(one["source"]),
+            *("" if one[name] is None else f"{one[name]:.4f}" for name in losses),
+            one["action"],
+            ", ".join(one["refused"]),
+        ]
+        for one in found["devices"]
+    ]
+    yield _table(heads, rows, numbers=range(7))
 
 
 def _round_metric(result: RunResult, record: RoundRecord, name: str) -> str:
