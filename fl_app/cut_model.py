@@ -19,6 +19,7 @@ from fl_app.settings import (
     adapter_spec,
     device_parameters,
     gradient_split,
+    most_rows_of,
     num_prompt_of,
     task_for,
 )
@@ -82,7 +83,7 @@ def cut_model(
             wire=wire,
             num_stacks=part.num_stacks,
             num_prompt=num_prompt_of(config.peft),
-            max_rows=config.finetune.batch_size,
+            max_rows=most_rows_of(config),
             max_length=None if part.reads_images else config.model.max_length,
             labels=label_rule(backbone.model, backbone.task, with_counts=local.adjusts(tau)),
         ),

@@ -28,6 +28,7 @@ from fl_app.schema import (
     LoraConfig,
     PeftConfig,
     PromptTuningConfig,
+    TransferPrompt,
 )
 from fl_app.tasks import Columns, Task, build_task
 from fl_app.wireless.channel import Fading, Kind
@@ -58,6 +59,15 @@ def num_prompt_of(peft: PeftConfig) -> int:
             return peft.num_tokens
         case _:
             return 0
+
+
+def most_rows_of(config: Config) -> int:
+    """Returns the most rows whose features a device of gradient download sends at once."""
+    match config.prompt:
+        case TransferPrompt(probe_rows=probe, validation_rows=validation):
+            return max(config.finetune.batch_size, probe + validation)
+        case _:
+            return config.finetune.batch_size
 
 
 def num_members_of(config: Config) -> int:

@@ -114,7 +114,7 @@ class FeatureReader:
             raise WireError(
                 "wrong-shape",
                 f"{rows} rows of {longest} positions, at most {self._max_rows} "
-                f"(finetune.batch_size) of {self._max_length} (model.max_length)",
+                f"(finetune.batch_size, prompt's rows) of {self._max_length} (model.max_length)",
             )
 
     def _require_readout(self, features: Features) -> None:

@@ -1,5 +1,6 @@
 """One device of a tiny federation: its node, the orders it gets, and what it answers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from fl_app import wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
+from fl_app.errors import DeviceError
 from fl_app.fomo.package import content_hash
 from tests.federation_fixtures import NUM_DEVICES, Player
 from tests.wire_fixtures import NODE, message_of
@@ -60,3 +62,21 @@ def read_reply(bench: Bench, order: wire.Order, reply: Message) -> wire.Reply:
     return wire.read_update(
         reply, order=order, layout_hash=bench.full.layout_hash(), like=order.adapter
     )
+
+
+def assert_refused(
+    caplog: pytest.LogCaptureFixture, kind: str, says: str, context: Context, message: Message
+) -> None:
+    """Checks that the server hears the kind of a failure alone, and the device's log the rest.
+
+    Args:
+        caplog: of the test.
+        kind: what travels, the whole of it.
+        says: what the device's own log must match.
+        context: the device's.
+        message: what it is sent.
+    """
+    with pytest.raises(DeviceError) as refused:
+        app(message, context)
+    assert str(refused.value) == kind
+    assert re.search(says, caplog.text), caplog.text

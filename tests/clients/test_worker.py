@@ -11,12 +11,12 @@ from clients.build import _worker, worker_of
 from fl_app import hello_wire, wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
-from fl_app.errors import ConfigError, WireError
+from fl_app.errors import ConfigError
 from fl_app.fomo.package import content_hash
 from fl_app.updates import Update
 from tests.federation_fixtures import NUM_DEVICES, NUM_TRAIN, Player, write_rows
 from tests.wire_fixtures import NODE, flower_process, message_of, same_bits
-from tests.worker_fixtures import Make, order_of, read_reply, train
+from tests.worker_fixtures import Make, assert_refused, order_of, read_reply, train
 
 __all__ = ["flower_process"]
 
@@ -78,11 +78,12 @@ def test_the_adapter_that_was_sent_is_not_changed(bench: Bench, context: Make) -
     assert same_bits(order.adapter, kept)
 
 
-def test_a_damaged_adapter_is_refused(bench: Bench, context: Make) -> None:
+def test_a_damaged_adapter_is_refused(
+    bench: Bench, context: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     message = message_of(order_of(bench))
     message.content.config_records[wire.CONFIG][wire.CRC] = 1
-    with pytest.raises(WireError, match="checksum"):
-        app(message, context())
+    assert_refused(caplog, "WireError: damaged", "checksum", context(), message)
 
 
 def test_a_proximal_term_pulls_back(bench: Bench, context: Make) -> None:

@@ -11,11 +11,10 @@ from clients.worker import EmulatorSession
 from fl_app import hello_wire, wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
-from fl_app.errors import WireError
 from fl_app.fomo.package import content_hash
 from tests.federation_fixtures import NUM_DEVICES
-from tests.wire_fixtures import NODE, flower_process, same_bits
-from tests.worker_fixtures import Make, order_of, read_reply, train
+from tests.wire_fixtures import NODE, flower_process, message_of, same_bits
+from tests.worker_fixtures import Make, assert_refused, order_of, read_reply, train
 
 __all__ = ["flower_process"]
 
@@ -63,9 +62,12 @@ def test_a_damaged_emulator_is_missed_even_where_a_good_one_is_in_memory(
     assert wire.lacks_emulator(train(context(), order_of(bench, emulator=None, device=1)))
 
 
-def test_an_emulator_that_is_not_what_was_announced_is_refused(bench: Bench, context: Make) -> None:
-    with pytest.raises(WireError, match="damaged: the emulator has SHA-256"):
-        train(context(), order_of(bench, emulator=bench.piece.blob + b"x"))
+def test_an_emulator_that_is_not_what_was_announced_is_refused(
+    bench: Bench, context: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = message_of(order_of(bench, emulator=bench.piece.blob + b"x"))
+    says = "damaged: the emulator has SHA-256"
+    assert_refused(caplog, "WireError: damaged", says, context(), message)
 
 
 def test_a_process_loads_emulator_and_data_once(

@@ -8,17 +8,18 @@ import pytest
 
 from fl_app import wire
 from fl_app.bench import Bench
-from fl_app.errors import DataError
 from tests.federation_fixtures import CLASSES, NUM_DEVICES, NUM_TRAIN, Player, write_rows
-from tests.wire_fixtures import flower_process
-from tests.worker_fixtures import Make, order_of, read_reply, train
+from tests.wire_fixtures import flower_process, message_of
+from tests.worker_fixtures import Make, assert_refused, order_of, read_reply, train
 
 __all__ = ["flower_process"]
 
 
-def test_a_device_not_in_the_partition_says_so(bench: Bench, context: Make) -> None:
-    with pytest.raises(DataError, match=r"partition-id=9.*data-path"):
-        train(context(9), order_of(bench, device=9))
+def test_a_device_not_in_the_partition_says_so(
+    bench: Bench, context: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = message_of(order_of(bench, device=9))
+    assert_refused(caplog, "DataError", r"partition-id=9.*data-path", context(9), message)
 
 
 def test_a_device_reads_its_own_file_without_any_partitioner(
@@ -71,18 +72,19 @@ def test_unusable_local_data_are_an_error_that_says_why(
     rows: list[list[str]],
     header: tuple[str, ...],
     says: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = _table(tmp_path / "own.csv", rows, header)
-    with pytest.raises(DataError, match=says):
-        train(context(**{"data-path": path}), order_of(bench))
+    node = context(**{"data-path": path})
+    assert_refused(caplog, "DataError", says, node, message_of(order_of(bench)))
 
 
 def test_a_missing_local_file_is_an_error_that_says_why(
-    bench: Bench, context: Make, tmp_path: Path
+    bench: Bench, context: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = str(tmp_path / "nowhere.csv")
-    with pytest.raises(DataError, match=r"node-config data-path.*nowhere\.csv"):
-        train(context(**{"data-path": path}), order_of(bench))
+    node = context(**{"data-path": str(tmp_path / "nowhere.csv")})
+    says = r"node-config data-path.*nowhere\.csv"
+    assert_refused(caplog, "DataError", says, node, message_of(order_of(bench)))
 
 
 def test_such_a_device_is_dropped_and_the_others_go_on(

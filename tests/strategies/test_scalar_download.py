@@ -227,9 +227,11 @@ def test_the_parts_of_a_round_have_the_sizes_they_should(player: Player) -> None
     assert contents == [4 * 1024, 4 * 3, 8 * 8 * 4, 0, 4 * 3]
 
 
+@pytest.mark.parametrize("tau", [0, 1])
 @pytest.mark.parametrize("labels", LABELS)
-def test_features_go_up_once(player: Player, labels: str) -> None:
-    tuned = tune(player, f"strategy.labels={labels}", "strategy.num_rounds=3")
+def test_features_go_up_once(player: Player, labels: str, tau: int) -> None:
+    adjusted = ("data.public_fraction=0.2", f"finetune.logit_adjustment={tau}")
+    tuned = tune(player, f"strategy.labels={labels}", "strategy.num_rounds=3", *adjusted)
     ledger = tuned.outcome.ledger
     kinds = [next(c.up.kind for c in tuned.of(r, 1)) for r in (1, 2, 3)]
     assert kinds == ["features", "seeds", "seeds"]
@@ -237,7 +239,8 @@ def test_features_go_up_once(player: Player, labels: str) -> None:
     assert once[0] == sum(len(tuned.of(1, d)[0].received) for d in range(NUM_DEVICES))
     assert once[1:] == [0, 0]
     names = {name.rpartition("|")[2] for c in tuned.grid.crossings for name in c.up.arrays}
-    assert ("labels" in names) == ("targets" in names) == (labels == "server")
+    assert ("labels" in names) == (labels == "server")
+    assert ("counts" in names) == (labels == "server" and tau > 0)
     assert "input_ids" not in names
 
 
