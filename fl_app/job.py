@@ -69,6 +69,7 @@ def federate(
         roster=roster,
         ledger=outcome.ledger,
         layouts=bench.allocation,
+        times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )

@@ -103,9 +103,9 @@ class Faded:
 
     def bandwidth_hz(self, rates: Floats) -> Floats:
         """See ``Uplinks``; nobody can have more than the whole band."""
-        wanted = rates.reshape(len(self), -1)
-        rows = np.repeat(np.arange(len(self)), wanted.shape[1])
-        links, wanted = self.of(rows), wanted.ravel()
+        wanted = rates.ravel()
+        rows = np.repeat(np.arange(len(self)), rates.size // len(self))
+        links = self.of(rows)
         whole = np.full(len(rows), self.band.bandwidth_hz)
         low, high = np.zeros(len(rows)), whole.copy()
         for _ in range(_HALVINGS):
