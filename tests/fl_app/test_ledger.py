@@ -39,12 +39,10 @@ def _booked(bookings: list[dict[str, Any]]) -> Ledger:
 
 
 _SILENT = {
-    **{"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0    "scheduled_compute_s": 0.0,
-    "scheduled_uplink_s": 0.0,
-    "scheduled_s": 0.0,
-},
+    **{"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0},
     **{"connection_uses": 0, "connection_seconds": 0.0},
     **{"connection_joules": 0.0, "connection_server_joules": 0.0},
+    **{"scheduled_compute_s": 0.0, "scheduled_uplink_s": 0.0, "scheduled_s": 0.0},
 }
 """What a run without a radio and without a neural connection has to say of them."""
 
