@@ -183,7 +183,8 @@ def _allocation(
     if is_scheduled(config.strategy):
         place: dict[str, Any] = {"shapes": shapes, "server": made.server}
         times = block_times(asked, backbone.model.config, **priced, **place)
-    return made if config.federation.classes else Allocation(server=made.server), times
+    is_uneven = config.federation.classes and times is None  # a schedule cuts by itself
+    return made if is_uneven else Allocation(server=made.server), times
 
 
 def _piece(
