@@ -132,6 +132,25 @@ def test_all_devices_finish_together_in_what_is_booked(player: Player, way: str)
     ).validate(json.loads(json.dumps(played.outcome.schedule)))
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "channel.csi_error=0.1",
+        "channel.target_bits_per_use=0.5",
+        "channel.power=density",
+        "channel.bits=3",
+        "channel.max_bits_per_use=2",
+    ],
+)
+def test_predicted_and_booked_seconds_agree(player: Player, word: str) -> None:
+    """Whatever devices code for, and also where the margin for a CSI error is known late."""
+    words = ("strategy.schedule=joint", "strategy.num_rounds=1", *CELL, word)
+    played = player.play(*words)
+    longest = max(turn["uplink_s"] for turn in _turns(played))
+    booked = played.outcome.ledger.as_dict()["radio_seconds"]
+    assert booked == pytest.approx(longest, rel=1e-9)
+
+
 def test_on_an_ideal_link_payloads_are_the_bytes_booked(player: Player) -> None:
     """Shannon's rate of the class's link at its share, bytes as serialised."""
     played = player.play("strategy.schedule=joint", SLOW)
