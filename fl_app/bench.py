@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fl_app.allocation import Allocation, allocate
+from fl_app.block_times import BlockTimes, block_times, is_scheduled
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
@@ -71,6 +72,7 @@ class Bench:
         full_link: the neural connection inside the full model; None without one.
         allocation: which blocks have how much LoRA, on the server and on every device.
         ensemble: of soft prompts; None where all devices tune one adapter.
+        times: what groups of blocks take devices; None without a schedule.
     """
 
     config: Config
@@ -84,6 +86,7 @@ class Bench:
     full_link: Insertion | None = None
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
     ensemble: Ensemble | None = None
+    times: BlockTimes | None = None
 
 
 def model_source(model: ModelConfig) -> str:
@@ -139,7 +142,7 @@ def prepare(
         later_tuned=piece.later_tuned,
         carried=carried,
     )
-    allocation = _allocation(config, like or config, backbone, piece, full)
+    allocation, times = _allocation(config, like or config, backbone, piece, full)
     for adapter in (full, piece.emulated):
         if adapter is not None and allocation.server:
             adapter.resize(allocation.server)
@@ -163,6 +166,7 @@ def prepare(
         full_link=connect(config, full, blocks),
         allocation=allocation,
         ensemble=ensemble_of(config, backbone=backbone, full=full, task=task, public=public),
+        times=times,
     )
 
 
@@ -173,20 +177,25 @@ def starting_adapter(bench: Bench) -> Update:
 
 def _allocation(
     config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
-) -> Allocation:
+) -> tuple[Allocation, BlockTimes | None]:
     """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
     split = piece.split
     match like.strategy:
         case EmulatorDownloadStrategy(emulator=emulator):
             split = split_of(emulator, backbone.model.config)
-    made = allocate(
-        replace(like, peft=config.peft),
-        backbone.model.config,
-        num_labels=0 if config.model.task == "causal_lm" else len(backbone.labels),
-        split=split,
-        adapter=full,
-    )
-    return made if config.federation.classes else Allocation(server=made.server)
+    asked = replace(like, peft=config.peft)
+    priced: dict[str, Any] = {
+        "num_labels": 0 if config.model.task == "causal_lm" else len(backbone.labels),
+        "split": split,
+    }
+    made = allocate(asked, backbone.model.config, adapter=full, **priced)
+    shapes = {name: tuple(parameter.shape) for name, parameter in full.parameters.items()}
+    times = None
+    if is_scheduled(config.strategy):
+        place: dict[str, Any] = {"shapes": shapes, "server": made.server}
+        times = block_times(asked, backbone.model.config, **priced, **place)
+    is_uneven = config.federation.classes and times is None  # a schedule cuts by itself
+    return made if is_uneven else Allocation(server=made.server), times
 
 
 def _piece(

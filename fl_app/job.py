@@ -23,6 +23,7 @@ from strategies.build import build_strategy
 from strategies.fit import require_enough
 from strategies.roster import call_roster
 from strategies.round_log import RoundLog
+from strategies.schedule import facts_of
 
 log = logging.getLogger("deft")
 
@@ -71,6 +72,7 @@ def federate(
         roster=roster,
         ledger=outcome.ledger,
         layouts=bench.allocation,
+        times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )
@@ -101,7 +103,6 @@ def federate(
         )
     finally:
         strategy.close()
-        outcome.results = strategy.results
         books = {0: RoundLog(), **strategy.rounds}
         outcome.rounds = [
             RoundRecord(
@@ -113,6 +114,8 @@ def federate(
             )
             for number, book in sorted(books.items())
         ]
+        turns = {number: book.turns for number, book in sorted(strategy.rounds.items())}
+        outcome.results = strategy.results | {"schedule": facts_of(config.strategy, turns)}
     return outcome
 
 

@@ -58,6 +58,13 @@ class _Crossing(NamedTuple):
     server_joules: float
 
 
+class _Turn(NamedTuple):
+    """What one device takes in one round by schedule."""
+
+    compute_s: float
+    uplink_s: float
+
+
 class Ledger:
     """Byte and time account of one run.
 
@@ -74,6 +81,7 @@ class Ledger:
         self._crossings: defaultdict[int, list[_Crossing]] = defaultdict(list)
         self._joules: dict[tuple[int, int], float] = {}
         self._d2d: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._turns: defaultdict[int, list[_Turn]] = defaultdict(list)
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
         """Books one send.
@@ -195,6 +203,32 @@ class Ledger:
             "d2d_joules": math.fsum(joules for _, joules in sends),
         }
 
+    def book_turn(self, *, round: int, compute_s: float, uplink_s: float) -> None:
+        """Books what one device takes in one round by the schedule's prediction.
+
+        Args:
+            round: server round, >= 0.
+            compute_s: seconds of its local steps, finite and >= 0.
+            uplink_s: seconds of its uplink, which follows, finite and >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        number = _count("round", round)
+        turn = _Turn(_amount("compute_s", compute_s), _amount("uplink_s", uplink_s))
+        self._turns[number].append(turn)
+
+    def _schedule(self, round: int | None = None) -> dict[str, float]:
+        """Returns the schedules' totals of one round, or of all."""
+        booked = {n: turns for n, turns in self._turns.items() if round is None or n == round}
+        turns = [turn for own in booked.values() for turn in own]
+        ends = [max(turn.compute_s + turn.uplink_s for turn in own) for own in booked.values()]
+        return {
+            "scheduled_compute_s": math.fsum(turn.compute_s for turn in turns),
+            "scheduled_uplink_s": math.fsum(turn.uplink_s for turn in turns),
+            "scheduled_s": math.fsum(ends),
+        }
+
     def _radio(self, round: int | None = None) -> dict[str, float]:
         """Returns the radio's totals of one round, or of all."""
         rounds = set(self._channel_uses) if round is None else {round}
@@ -256,8 +290,10 @@ class Ledger:
             ``d2d_bytes``, ``d2d_seconds`` and ``d2d_joules`` of sends from device to device, 0
             without any; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio uplink,
             0 without one; ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of
-            devices) and ``connection_server_joules`` of neural connections, 0 without one; and
-            ``per_round``, one row with ``round``,
+            devices) and ``connection_server_joules`` of neural connections, 0 without one;
+            ``scheduled_compute_s`` and ``scheduled_uplink_s`` of all devices and ``scheduled_s`` of
+            rounds, as predicted by a schedule, 0 without one; and ``per_round``, one row with
+            ``round``,
             ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and
             connections for every round with a booking, ascending.
         """
@@ -274,6 +310,7 @@ class Ledger:
             **self._between_devices(),
             **self._radio(),
             **self._connection(),
+            **self._schedule(),
             "per_round": [
                 {
                     "round": number,
@@ -283,9 +320,11 @@ class Ledger:
                     **self._between_devices(number),
                     **self._radio(number),
                     **self._connection(number),
+                    **self._schedule(number),
                 }
                 for number in sorted(
-                    {entry.round for entry in self._bytes} | {*self._channel_uses, *self._crossings}
+                    {entry.round for entry in self._bytes}
+                    | {*self._channel_uses, *self._crossings, *self._turns}
                 )
             ],
         }

@@ -84,6 +84,8 @@ class RunResult:
             ``fl_app.ensemble.Ensemble.entry``; None without one.
         transfer: what became of prompts from device to device, see
             ``strategies.transfer_book.transfer_result``; None without ``prompt=transfer``.
+        schedule: ``way`` and, for every round, its predicted ``seconds`` and the ``turns`` of its
+            devices, see ``strategies.schedule.Turn``; None without a schedule.
 
     Raises:
         RunError: verdict and reason contradict each other, or ``final`` has other keys.
@@ -105,6 +107,7 @@ class RunResult:
     layout: Mapping[str, Any] | None = None
     ensemble: Mapping[str, Any] | None = None
     transfer: Mapping[str, Any] | None = None
+    schedule: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a result that would say two things at once."""
@@ -137,6 +140,7 @@ def failed_result(
     layout: Mapping[str, Any] | None = None,
     ensemble: Mapping[str, Any] | None = None,
     transfer: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that failed; pass what is known, the rest is left empty.
 
@@ -154,6 +158,7 @@ def failed_result(
         layout: LoRA's ranks, if they were chosen.
         ensemble: of prompts, if it was measured.
         transfer: what became of prompts from device to device, if any was looked for.
+        schedule: of the rounds before the failure.
     """
     return RunResult(
         verdict="failed",
@@ -172,6 +177,7 @@ def failed_result(
         layout=layout,
         ensemble=ensemble,
         transfer=transfer,
+        schedule=schedule,
     )
 
 

@@ -14,6 +14,7 @@ from strategies.base import FederatedDeft
 from strategies.crossings import Crossings
 from strategies.judge import judge
 from strategies.round_log import RoundLog
+from strategies.schedule import SHARE_BYTES
 
 log = logging.getLogger("deft")
 
@@ -57,8 +58,9 @@ class EmulatorDownload(FederatedDeft):
             self._wrapped[key] = wire.blob_record(wire.to_blob(order.adapter))
         arrays = self._wrapped[key]
         self._book("downlink", order, "adapter", len(wire.blob_of(arrays)))
-        if not self._layouts.is_shared:
-            self._book("downlink", order, "control", RANK_BYTES * len(order.layout))
+        if not self._scheduler.is_shared:
+            told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
+            self._book("downlink", order, "control", told)
         if order.emulator is not None:
             self._book("downlink", order, "emulator", len(order.emulator))
         return wire.order_message(order, self._roster.node_of[order.device], arrays)

@@ -9,6 +9,7 @@ _ALT = {
     "curves.png": "Line chart of the metric after every round, beside the reference runs",
     "ensemble.png": "Bar chart of every member of the ensemble alone, and of all together",
     "traffic.png": "Stacked bars of the bytes sent in every round",
+    "schedule.png": "Gantt chart of the last round: devices down, computing and uplink across",
     "ranks.png": "Heat map of LoRA ranks: server and device classes down, blocks across",
     "devices.png": "Grid of rounds and devices: who took part, who was dropped and why",
 }

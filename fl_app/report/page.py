@@ -72,6 +72,7 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
             *_rounds(result),
             images.get("devices.png", ""),
             images.get("ranks.png", ""),
+            images.get("schedule.png", ""),
             *_transfers(result),
             *_provenance(result),
             "</body></html>",
