@@ -42,6 +42,7 @@ _SILENT = {
     **{"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0},
     **{"connection_uses": 0, "connection_seconds": 0.0},
     **{"connection_joules": 0.0, "connection_server_joules": 0.0},
+    **{"d2d_seconds": 0.0, "d2d_joules": 0.0},
     **{"scheduled_compute_s": 0.0, "scheduled_uplink_s": 0.0, "scheduled_s": 0.0},
 }
 """What a run without a radio and without a neural connection has to say of them."""
@@ -66,7 +67,10 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
         "adapter_downlink_bytes": total(link="downlink", what="adapter"),
         "gradient_bytes": total(what="states") + total(what="gradient"),
         "feature_bytes": total(what="features") + total(what="slopes"),
+        "relay_bytes": total(what="relay"),
+        "trial_bytes": total(what="trial"),
         "control_bytes": total(what="control"),
+        "d2d_bytes": total(link="d2d"),
         **_SILENT,
         "per_round": [
             {
@@ -74,6 +78,7 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
                 "uplink_bytes": total(round=number, link="uplink"),
                 "downlink_bytes": total(round=number, link="downlink"),
                 "emulator_bytes": total(round=number, what="emulator"),
+                "d2d_bytes": total(round=number, link="d2d"),
                 **_SILENT,
             }
             for number in rounds
