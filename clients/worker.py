@@ -17,7 +17,14 @@ from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import adapter_for, aggregation_of, connect, local_tuning, task_for
+from fl_app.settings import (
+    adapter_for,
+    aggregation_of,
+    connect,
+    local_tuning,
+    task_for,
+    unit_scores,
+)
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import subtract, travels
 
@@ -69,7 +76,7 @@ class EmulatorWorker:
             return wire.no_emulator_reply(message, order)
         encoded = self._data.encoded(order.device, session)
         if order.layout:
-            session.adapter.resize(order.layout)
+            session.adapter.resize(order.layout, order.units)
         session.adapter.write(order.adapter)
         tuned = {
             name: parameter
@@ -79,6 +86,7 @@ class EmulatorWorker:
         if session.link is not None:
             session.link.close_book()  # whatever a device before this one left
             session.link.redraw(order.round, device=order.device)
+        meter = unit_scores(self._config.peft, tuned) if order.scored else None
         loss, steps = tune(
             session.adapter.model,
             tuned,
@@ -86,6 +94,7 @@ class EmulatorWorker:
             encoded,
             local_tuning(self._config.finetune, order.proximal_mu),
             generator(self._config.seed, "local", order.round, order.device),
+            watch=None if meter is None else meter.update,
         )
         return wire.update_reply(
             message,
@@ -100,4 +109,5 @@ class EmulatorWorker:
             steps=steps,
             seconds=time.monotonic() - started,
             crossed={} if session.link is None else asdict(session.link.close_book()),
+            scores=None if meter is None else meter.by_block(),
         )

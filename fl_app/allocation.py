@@ -5,6 +5,7 @@ class's limits and is cut to the server's: what a device tunes is a prefix of wh
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from fl_app.layout.choose import choose
 from fl_app.layout.prefix import Layout
 from fl_app.layout.rounding import Sizes, apportion
 from fl_app.layout.rules import profile
+from fl_app.layout.sensitivity import BudgetSchedule
 from fl_app.pricing import LayoutPrices, device_of, require_steps
 from fl_app.schema import (
     BudgetConfig,
@@ -35,17 +37,19 @@ _LIMITS = [each.name for each in dataclasses.fields(BudgetConfig)]
 
 @dataclass(frozen=True)
 class Allocation:
-    """Who tunes what in a run whose layouts stay the same.
+    """Who tunes what: at the start, and throughout where there is no schedule.
 
     Attributes:
         server: rank of every tuned block; empty without LoRA.
         classes: name of a device class to its layout, each within the server's.
         class_of: device to the name of its class; empty where all devices are alike.
+        schedule: units after every round, for rule sensitivity; None for layouts that stay.
     """
 
     server: Layout
     classes: Mapping[str, Layout] = field(default_factory=dict)
     class_of: Mapping[int, str] = field(default_factory=dict)
+    schedule: BudgetSchedule | None = None
 
     @property
     def is_shared(self) -> bool:
@@ -96,6 +100,8 @@ def allocate(
     prices = LayoutPrices(
         config, peft, model_config, num_labels=num_labels, split=split, shapes=_shapes(adapter)
     )
+    if peft.layout.rule == "sensitivity":
+        return _falling(config, peft, prices)
     server = _server(peft, prices, has_classes=bool(config.federation.classes))
     return Allocation(
         server=prices.layout(server),
@@ -138,6 +144,28 @@ def _server(peft: LoraConfig, prices: LayoutPrices, *, has_classes: bool) -> Siz
     return _chosen(peft, price_of, prices.num_blocks, Budgets(**limits))
 
 
+def _falling(config: Config, peft: LoraConfig, prices: LayoutPrices) -> Allocation:
+    """Returns AdaLoRA's start: uniform, and above the budget that it falls to."""
+    layout, scores, count = peft.layout, peft.layout.scores, prices.num_blocks
+    price_of = prices.of(layout.device)
+    params = layout.params or price_of([peft.rank] * count).params
+    end = int(_chosen(peft, price_of, count, Budgets(params=params), rule="uniform").sum())
+    start = max(end, math.floor(scores.start * end))
+    schedule = BudgetSchedule(
+        start=start,
+        end=end,
+        warmup=scores.warmup,
+        final=scores.final,
+        steps=config.strategy.num_rounds,
+    )
+    sizes = apportion(np.ones(count), start, largest=layout.max_rank or start)
+    return Allocation(server=prices.layout(sizes), schedule=schedule)
+
+
+def _largest(peft: LoraConfig, num_blocks: int) -> int:
+    return peft.layout.max_rank or peft.rank * num_blocks
+
+
 def _of_class(
     peft: LoraConfig, prices: LayoutPrices, one: DeviceClassConfig, server: Sizes
 ) -> Sizes:
@@ -158,14 +186,20 @@ def _limits(limits: BudgetConfig) -> dict[str, Any]:
     return {name: getattr(limits, name) for name in _LIMITS}
 
 
-def _chosen(peft: LoraConfig, price_of: PriceOf, num_blocks: int, budgets: Budgets) -> Sizes:
+def _chosen(
+    peft: LoraConfig,
+    price_of: PriceOf,
+    num_blocks: int,
+    budgets: Budgets,
+    rule: str | None = None,
+) -> Sizes:
     layout = peft.layout
     return choose(
-        layout.rule,
+        rule or layout.rule,
         price_of=price_of,
         budgets=budgets,
         num_blocks=num_blocks,
-        largest=layout.max_rank or peft.rank * num_blocks,
+        largest=_largest(peft, num_blocks),
         num_tuned=layout.num_tuned,
     )
 

@@ -4,6 +4,7 @@ Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from fl_app.fomo.backbone import Backbone, load_backbone
 from fl_app.fomo.connection_insert import Insertion, gradients_return
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
+from fl_app.layout.prefix import Layout
 from fl_app.material import Material, dealing_columns, load_material
 from fl_app.piece import Piece
 from fl_app.schema import (
@@ -80,6 +82,12 @@ class Bench:
     full_link: Insertion | None = None
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
 
+    def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Gives the adapters of full model and emulator a layout; see ``Adapter.resize``."""
+        for adapter in (self.full, self.piece.emulated):
+            if adapter is not None and layout:
+                adapter.resize(layout, units)
+
 
 def model_source(model: ModelConfig) -> str:
     """Returns what ``from_pretrained`` is given."""
@@ -135,18 +143,14 @@ def prepare(
         carried=carried,
     )
     allocation = _allocation(config, like or config, backbone, piece, full)
-    for adapter in (full, piece.emulated):
-        if adapter is not None and allocation.server:
-            adapter.resize(allocation.server)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
         "num_blocks": piece.split.total,
         **piece.facts,
-        "adapter_parameters": sum(p.numel() for p in full.parameters.values()),
     }
     _warn_of_one_way(config, full, blocks)
-    return Bench(
+    bench = Bench(
         config=config,
         backbone=backbone,
         piece=piece,
@@ -158,6 +162,9 @@ def prepare(
         full_link=connect(config, full, blocks),
         allocation=allocation,
     )
+    bench.resize(allocation.server)
+    bench.facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
+    return bench
 
 
 def _allocation(
@@ -175,7 +182,7 @@ def _allocation(
         split=split,
         adapter=full,
     )
-    return made if config.federation.classes else Allocation(server=made.server)
+    return made if config.federation.classes else replace(made, classes={}, class_of={})
 
 
 def _piece(

@@ -19,6 +19,7 @@ from fl_app.ledger import Ledger
 from fl_app.result import RoundRecord
 from fl_app.schema import Config
 from fl_app.updates import Update
+from strategies.adaptive import build_layouts
 from strategies.build import build_strategy
 from strategies.fit import require_enough
 from strategies.roster import call_roster
@@ -54,7 +55,8 @@ def federate(
 
     Args:
         grid: the way to the devices.
-        bench: the prepared server; its adapters are left at the final values.
+        bench: the prepared server; its adapters are left at the final layout, and at the final
+            values where rounds are measured.
         measure_rounds: measure emulator and plug-in after every round, for the curves.
         outcome: filled and returned; pass one to see what was reached before an exception.
 
@@ -64,11 +66,13 @@ def federate(
     config, outcome = bench.config, outcome or Outcome()
     roster = call_roster(grid, config.federation)
     require_enough(config, roster)
+    layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.is_a_tuned)
     strategy = build_strategy(
         config,
         roster=roster,
         ledger=outcome.ledger,
-        layouts=bench.allocation,
+        layouts=layouts,
+        scoring=scoring,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )
@@ -77,6 +81,7 @@ def federate(
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = wire.from_blob(wire.blob_of(arrays))
+        bench.resize(layouts.server, scoring.units)
         if measure_rounds:
             measured[server_round] = {
                 **measure(bench, outcome.adapter, bench.round_test),

@@ -16,14 +16,14 @@ from fl_app.errors import RunError
 
 Link = Literal["downlink", "uplink"]
 What = Literal[
-    "adapter", "emulator", "states", "gradient", "update", "features", "slopes", "control"
+    "adapter", "emulator", "states", "gradient", "update", "features", "slopes", "scores", "control"
 ]
 
 # A later link or kind of payload is one more entry here and nothing else.
 PAYLOADS: Mapping[str, tuple[What, ...]] = MappingProxyType(
     {
         "downlink": ("adapter", "emulator", "states", "gradient", "control"),
-        "uplink": ("update", "features", "slopes", "control"),
+        "uplink": ("update", "features", "slopes", "scores", "control"),
     }
 )
 
@@ -208,11 +208,11 @@ class Ledger:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
             (the device's part of the model, for gradient download), ``adapter_downlink_bytes`` and
             ``gradient_bytes`` (with last states); ``feature_bytes``, the part of the uplink that
-            was features and gradients of last states; ``control_bytes`` of both links, what is
-            none of these; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio
-            uplink, 0 without one; ``connection_uses``, ``connection_seconds``,
-            ``connection_joules`` (of devices) and ``connection_server_joules`` of neural
-            connections, 0 without one; and ``per_round``, one row with ``round``,
+            was features and gradients of last states; ``score_bytes``, scores of LoRA units;
+            ``control_bytes`` of both links, what is none of these; ``channel_uses``,
+            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
+            ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
+            ``connection_server_joules`` of neural connections, 0 without one; and ``per_round``, one row with ``round``,
             ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and
             connections for every round with a booking, ascending.
         """
@@ -223,6 +223,7 @@ class Ledger:
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
             "gradient_bytes": self.total_bytes(what="gradient") + self.total_bytes(what="states"),
             "feature_bytes": self.total_bytes(what="features") + self.total_bytes(what="slopes"),
+            "score_bytes": self.total_bytes(what="scores"),
             "control_bytes": self.total_bytes(what="control"),
             **self._radio(),
             **self._connection(),

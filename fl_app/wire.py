@@ -6,8 +6,8 @@ instead of one per tensor, and the bytes booked are the bytes sent.
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fl_app.errors import WireError
-from fl_app.layout_wire import layout_fields, read_layout
+from fl_app.layout_wire import (
+    Scores,
+    layout_fields,
+    pack_scores,
+    read_layout,
+    read_scores,
+    read_units,
+)
 from fl_app.updates import Update, is_finite
 
-ADAPTER, UPDATE, EMULATOR = "adapter", "update", "emulator"
+ADAPTER, UPDATE, EMULATOR, SCORES = "adapter", "update", "emulator", "scores"
 CONFIG, METRICS = "config", "metrics"
 BLOB = "blob"
 
@@ -28,6 +35,7 @@ ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
 MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
 NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
 STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
+SCORED = "scored"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
 CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
 """Counted at a device's neural connection; forward is from device to server."""
@@ -52,6 +60,9 @@ class Order:
         proximal_mu: FedProx's mu.
         layout: LoRA's rank in every tuned block, 0 for a block to be left alone; empty where the
             adapter has no LoRA.
+        units: of every block, which rows of A as drawn its units are; empty for the first ones, and
+            where A itself travels.
+        scored: whether the answer must score the layout's units.
     """
 
     round: int
@@ -62,6 +73,8 @@ class Order:
     emulator: bytes | None
     proximal_mu: float = 0.0
     layout: Mapping[int, int] = field(default_factory=dict)
+    units: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Reply:
     num_examples: int
     loss: float
     seconds: float
+    scores: Scores = field(default_factory=dict)
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
@@ -119,7 +133,8 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
             MODEL_HASH: order.model_hash,
             PROXIMAL_MU: order.proximal_mu,
             CRC: zlib.crc32(blob_of(adapter)),
-            **layout_fields(order.layout),
+            SCORED: order.scored,
+            **layout_fields(order.layout, order.units),
         }
     )
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
@@ -142,6 +157,7 @@ def read_order(message: Message) -> Order:
     if zlib.crc32(blob) != field_of(config, CRC, int):
         raise WireError("damaged", "the adapter's checksum differs")
     emulator = content.array_records.get(EMULATOR)
+    layout = read_layout(config)
     return Order(
         round=field_of(config, ROUND, int),
         device=field_of(config, DEVICE, int),
@@ -150,7 +166,9 @@ def read_order(message: Message) -> Order:
         adapter=from_blob(blob),
         emulator=None if emulator is None else blob_of(emulator),
         proximal_mu=field_of(config, PROXIMAL_MU, float),
-        layout=read_layout(config),
+        layout=layout,
+        units=read_units(config, layout),
+        scored=field_of(config, SCORED, bool),
     )
 
 
@@ -165,8 +183,13 @@ def update_reply(
     steps: int,
     seconds: float,
     crossed: Mapping[str, int],
+    scores: Scores | None = None,
 ) -> Message:
-    """Builds a device's answer; ``crossed`` is empty or has a count for each of ``CROSSED``."""
+    """Builds a device's answer.
+
+    ``crossed`` is empty or has a count for each of ``CROSSED``; scores go along where the order
+    asks for them.
+    """
     blob = to_blob(update)
     config = ConfigRecord(
         {
@@ -181,9 +204,10 @@ def update_reply(
     metrics = MetricRecord(
         {NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds, **crossed}
     )
-    return Message(
-        RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics}), reply_to=message
-    )
+    content = RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics})
+    if scores is not None:
+        content[SCORES] = blob_record(pack_scores(scores, order.layout))
+    return Message(content, reply_to=message)
 
 
 def no_emulator_reply(message: Message, order: Order) -> Message:
@@ -200,11 +224,11 @@ def lacks_emulator(message: Message) -> bool:
     return config.get(STATUS) == STATUS_NO_EMULATOR
 
 
-def uplink_bytes(message: Message) -> int:
-    """Returns the payload bytes of a reply, 0 where it carries none."""
-    if message.has_error() or UPDATE not in message.content.array_records:
+def uplink_bytes(message: Message, record: str = UPDATE) -> int:
+    """Returns the payload bytes of a reply, or of another of its records; 0 where it has none."""
+    if message.has_error() or record not in message.content.array_records:
         return 0
-    return sum(len(array.data) for array in message.content.array_records[UPDATE].values())
+    return sum(len(array.data) for array in message.content.array_records[record].values())
 
 
 def read_update(message: Message, *, order: Order, layout_hash: str, like: Update) -> Reply:
@@ -219,8 +243,8 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     Raises:
         WireError: with the reason the report books: ``error``, ``missing``, ``wrong-round``,
             ``wrong-device``, ``wrong-model``, ``wrong-layout``, ``damaged``, ``wrong-shape``,
-            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds``, ``bad-count`` or
-            ``no-emulator``.
+            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds``, ``bad-count``,
+            ``bad-score`` or ``no-emulator``.
     """
     if message.has_error():
         raise WireError("error", str(message.error.reason))
@@ -238,7 +262,7 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         from_blob(blob), {**config, **metrics}, order=order, layout_hash=layout_hash, like=like
     )
     counts_of(content)
-    return reply
+    return replace(reply, scores=_scores(content, order.layout)) if order.scored else reply
 
 
 def check_update(
@@ -277,6 +301,12 @@ def check_update(
     if not 0 <= seconds < math.inf:
         raise WireError("bad-seconds", f"{SECONDS}={seconds} must be finite and >= 0")
     return Reply(order.device, update, num_examples, loss, seconds)
+
+
+def _scores(content: RecordDict, layout: Mapping[int, int]) -> Scores:
+    if BLOB not in content.array_records.get(SCORES, {}):
+        raise WireError("missing", f"the reply carries no '{SCORES}'")
+    return read_scores(blob_of(content.array_records[SCORES]), layout)
 
 
 def counts_of(content: RecordDict) -> dict[str, int]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fl_app import updates, wire
 from fl_app.errors import RunError, WireError
 from fl_app.fomo.package import content_hash
-from fl_app.layout.prefix import cut, pad
+from fl_app.layout.prefix import cut, cut_units, pad
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
@@ -33,6 +33,7 @@ from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
 from strategies.rules import ServerRule
+from strategies.scoring import Scoring
 from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
@@ -49,6 +50,7 @@ class FederatedDeft(Strategy):
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
         layouts: which device tunes which units.
+        scoring: what becomes of units between rounds.
         combine: how updates of unequal ranks are combined.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
@@ -66,6 +68,7 @@ class FederatedDeft(Strategy):
         rule: ServerRule,
         ledger: Ledger,
         layouts: Layouts,
+        scoring: Scoring,
         combine: Combine,
         aggregation: str,
         devices_per_round: int,
@@ -76,7 +79,7 @@ class FederatedDeft(Strategy):
         self._blob, self._hash = blob, content_hash(blob)
         self._ledger, self._seed = ledger, seed
         self._aggregation, self._layouts = aggregation, layouts
-        self._combine = combine
+        self._scoring, self._combine = scoring, combine
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._tuned: Update = {}
@@ -149,6 +152,8 @@ class FederatedDeft(Strategy):
                 emulator=self.download(device),
                 proximal_mu=proximal_mu,
                 layout=layout,
+                units=cut_units(self._scoring.units, layout),
+                scored=self._scoring.is_wanted(server_round),
             )
             for device, layout in layouts.items()
         }
@@ -186,6 +191,7 @@ class FederatedDeft(Strategy):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
             )
+        adapter = self._scoring.settle(server_round, adapter, accepted)
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]

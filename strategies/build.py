@@ -50,6 +50,7 @@ from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
+from strategies.scoring import Scoring
 from strategies.transport import build_transport
 from strategies.uplink import IdealUplink, Uplink
 
@@ -180,6 +181,7 @@ def build_strategy(
     roster: Roster,
     ledger: Ledger,
     layouts: Layouts,
+    scoring: Scoring,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
 ) -> FederatedDeft:
@@ -190,6 +192,7 @@ def build_strategy(
         roster: its devices.
         ledger: books what is sent.
         layouts: which device tunes which units.
+        scoring: what becomes of units between rounds.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
     """
@@ -206,6 +209,7 @@ def build_strategy(
         "rule": build_rule(config.strategy.server_rule),
         "ledger": ledger,
         "layouts": layouts,
+        "scoring": scoring,
         "combine": combine,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),

@@ -10,7 +10,7 @@ from fl_app.schema import (
     GradientDownloadStrategy,
     LoraConfig,
 )
-from strategies.rules import COMPARING
+from strategies.rules import COMPARING, REMEMBERING
 
 
 def require_layouts(config: Config) -> None:
@@ -43,9 +43,43 @@ def require_layouts(config: Config) -> None:
             "connection.carries=lora_a is built for one LoRA rank; set peft=lora and "
             "federation.classes=[] without budgets, or connection.carries=features"
         )
+    match peft.layout.rule:
+        case "sensitivity":
+            _require_scored(config, peft)
+            _require_rounds(config, peft)
     if classes:
         _require_combine(config, peft)
         _require_channel(config)
+
+
+def _require_scored(config: Config, peft: LoraConfig) -> None:
+    """Checks what keeps units apart and in the order of their scores."""
+    rule, server_rule = peft.layout.rule, config.strategy.server_rule.name
+    if config.federation.classes:
+        raise ConfigError(
+            f"peft.layout.rule={rule} gives layouts round by round, federation.classes for the "
+            "whole run; set federation.classes=[], or peft.layout.rule=cost_aware"
+        )
+    if peft.aggregation == "exact":
+        raise ConfigError(
+            f"peft.layout.rule={rule} scores units, and peft.aggregation=exact makes new ones "
+            "every round; set peft.aggregation=freeze-a, factors or alternate"
+        )
+    if server_rule in REMEMBERING:
+        raise ConfigError(
+            f"strategy.server_rule.name={server_rule} remembers moments entry by entry, and "
+            f"peft.layout.rule={rule} moves entries about; choose fedavg, or a rule without memory"
+        )
+
+
+def _require_rounds(config: Config, peft: LoraConfig) -> None:
+    """Checks that the schedule of a falling budget fits into the rounds."""
+    scores, rounds = peft.layout.scores, config.strategy.num_rounds
+    if rounds <= scores.warmup + scores.final:
+        raise ConfigError(
+            f"strategy.num_rounds={rounds} must be more than peft.layout.scores.warmup="
+            f"{scores.warmup} and final={scores.final} together; raise it, or lower these"
+        )
 
 
 def _require_combine(config: Config, peft: LoraConfig) -> None:

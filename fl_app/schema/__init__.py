@@ -54,6 +54,7 @@ from fl_app.schema.model import (
     PromptTuningConfig,
 )
 from fl_app.schema.run import Config
+from fl_app.schema.scores import ProfileConfig, ScoresConfig
 from fl_app.schema.strategy import (
     DistilConfig,
     EmulatorConfig,
@@ -98,10 +99,12 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "PrivacyConfig",
+    "ProfileConfig",
     "PromptConfig",
     "PromptTuningConfig",
     "RadioChannel",
     "ScalarConfig",
+    "ScoresConfig",
     "ServerRuleConfig",
     "SimulationFederation",
     "StrategyConfig",

@@ -65,6 +65,7 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
         "adapter_downlink_bytes": total(link="downlink", what="adapter"),
         "gradient_bytes": total(what="states") + total(what="gradient"),
         "feature_bytes": total(what="features") + total(what="slopes"),
+        "score_bytes": total(what="scores"),
         "control_bytes": total(what="control"),
         **_SILENT,
         "per_round": [
