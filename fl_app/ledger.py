@@ -212,9 +212,9 @@ class Ledger:
             ``control_bytes`` of both links, what is none of these; ``channel_uses``,
             ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
             ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
-            ``connection_server_joules`` of neural connections, 0 without one; and ``per_round``, one row with ``round``,
-            ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and
-            connections for every round with a booking, ascending.
+            ``connection_server_joules`` of neural connections, 0 without one; and
+            ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
+            ``emulator_bytes`` and the figures of radio and connections for every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),
