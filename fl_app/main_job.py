@@ -11,8 +11,10 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fl_app.bench import measure, prepare
+from fl_app.allocation import facts_of
+from fl_app.bench import Bench, measure, prepare
 from fl_app.config import load_config, to_dict, to_yaml
+from fl_app.fomo.lora_export import export_padded
 from fl_app.job import Outcome, adapter_sha256, federate, require_progress
 from fl_app.references import run_references
 from fl_app.report import final_table, write_report
@@ -121,7 +123,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     started = time.monotonic()
     bench = prepare(config)
     prepared = time.monotonic()
-    known["model"] = bench.facts
+    known["model"], known["layout"] = bench.facts, _layout(bench)
     known["timings"] = timings = {"prepare": prepared - started}
     outcome = Outcome()
     try:
@@ -136,9 +138,16 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     if adapter_spec(config.peft) is not None:
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
+        if len(set(bench.full.layout.values())) > 1:
+            export_padded(folder / "adapter", folder / "adapter_padded")
     final |= run_references(_references(config), overrides)
     timings["references"] = time.monotonic() - federated
     return outcome.adapter
+
+
+def _layout(bench: Bench) -> dict[str, Any] | None:
+    blocks = bench.piece.split.total
+    return facts_of(bench.allocation, bench.config, bench.full.read(), blocks)
 
 
 def _references(config: Config) -> Sequence[str]:

@@ -77,6 +77,9 @@ class RunResult:
         adapter_sha256: hexadecimal hash of the saved adapter; None where none was saved.
         model: facts such as ``name``, ``num_parameters``, ``num_blocks``, ``split``.
         timings: wall-clock seconds per phase.
+        layout: LoRA's ranks: ``rule``, ``combine``, ``server`` (the rank of every block, 0 where
+            nothing is tuned), ``params`` (tuned parameters, the head's included) and, by name,
+            ``classes`` of devices with ``ranks``, ``params`` and ``devices``; None without LoRA.
 
     Raises:
         RunError: verdict and reason contradict each other, or ``final`` has other keys.
@@ -95,6 +98,7 @@ class RunResult:
     adapter_sha256: str | None
     model: Mapping[str, Any]
     timings: Mapping[str, float]
+    layout: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a result that would say two things at once."""
@@ -124,6 +128,7 @@ def failed_result(
     ledger: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     timings: Mapping[str, float] | None = None,
+    layout: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that failed; pass what is known, the rest is left empty.
 
@@ -138,6 +143,7 @@ def failed_result(
         ledger: bytes booked before the failure (None: nothing was sent).
         model: facts of the model, if it was loaded.
         timings: seconds per phase, if any was finished.
+        layout: LoRA's ranks, if they were chosen.
     """
     return RunResult(
         verdict="failed",
@@ -153,6 +159,7 @@ def failed_result(
         adapter_sha256=None,
         model=model or {},
         timings=timings or {},
+        layout=layout,
     )
 
 

@@ -13,6 +13,7 @@ from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import ChannelState
 from fl_app.wireless.control import control_cost
 from fl_app.wireless.digital import Ofdma, aggregate_digitally
+from fl_app.wireless.digital_held import aggregate_held
 from fl_app.wireless.obda import majority_vote
 from fl_app.wireless.ofdma import Band
 from fl_app.wireless.power import PowerControl
@@ -56,8 +57,9 @@ class AircompUplink:
             power=self._radio.power,
             peak_power=self._peak_power,
             blocks=sent.sizes,
+            presence=sent.presence,
         )
-        side_bytes = report.control_bytes // len(sent.updates)
+        side_bytes = _side_bytes(sent, report)
         cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         return _received(mean, sent, ~report.is_silent, _errors(report), cost)
 
@@ -131,15 +133,13 @@ class DigitalUplink:
 
     def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Returns the mean of what arrived; no row if everybody was in outage."""
-        mean, report = aggregate_digitally(
-            sent.updates,
-            sent.weights,
-            self._radio.state(sent.round, sent.devices, sent.weights),
-            self._setup,
-            rng,
-            power=self._radio.power,
-            blocks=sent.sizes,
-        )
+        state = self._radio.state(sent.round, sent.devices, sent.weights)
+        place: dict[str, Any] = {"power": self._radio.power, "blocks": sent.sizes}
+        args = sent.updates, sent.weights, state, self._setup, rng
+        if sent.presence is None:
+            mean, report = aggregate_digitally(*args, **place)
+        else:
+            mean, report = aggregate_held(*args, **place, presence=sent.presence)
         cost = Airtime(
             channel_uses=report.channel_uses + report.control_uses,
             control_uses=report.control_uses,
@@ -163,9 +163,9 @@ def _air_cost(
     state: ChannelState,
     power: float,
     band: Band,
-    side_bytes: int,
+    side_bytes: int | NDArray[np.int64],
 ) -> Airtime:
-    """Returns the cost of one superposition; each device sends ``side_bytes`` before it.
+    """Returns the cost of one superposition; each device sends its ``side_bytes`` before it.
 
     A device that is silent throughout sends nothing: its numbers would not be used.
     """
@@ -182,6 +182,17 @@ def _air_cost(
         control_bytes=control_bytes,
         announced_bytes=report.announced_bytes,
     )
+
+
+def _side_bytes(sent: Sent, report: AirReport) -> NDArray[np.int64]:
+    """Returns [num_devices] bytes of side information: of every tensor that a device holds."""
+    num_devices, num_tensors = len(sent.updates), len(sent.sizes)
+    per_tensor = report.control_bytes // (num_devices * num_tensors)
+    if sent.presence is None:
+        return np.full(num_devices, per_tensor * num_tensors)
+    starts = np.cumsum([0, *sent.sizes[:-1]])
+    held = np.logical_or.reduceat(sent.presence, starts, axis=1)
+    return np.asarray(per_tensor * held.sum(axis=1))
 
 
 def _errors(report: AirReport) -> dict[str, float]:

@@ -115,7 +115,7 @@ class Ofdma(Band):
 
 
 @dataclass(frozen=True)
-class _Schedule:
+class Schedule:
     """Who sends what: [num_devices] shares of the band and bits per use, 0 for who does not."""
 
     shares: Floats
@@ -159,7 +159,7 @@ def aggregate_digitally(
     limits, lost = check_devices(num_devices, state, power, is_lost)
     bounds = block_bounds(blocks, num_params)
     books = [code_book(k, row, bounds) for k, row in enumerate(updates)]
-    plan = _schedule(books, shares, state, setup, limits, num_params)
+    plan = schedule(books, shares, state, setup, limits, num_params)
     use_power = setup.use_power(limits, plan.shares)
     true = capacity_bits_per_use(state.gains, state.noise_power, use_power, setup.max_bits_per_use)
     per_use = np.where(lost, 0.0, plan.per_use)
@@ -194,14 +194,14 @@ def aggregate_digitally(
     return (mean if arrives.any() else None), report
 
 
-def _schedule(
+def schedule(
     books: Sequence[CodeBook],
     weights: Floats,
     state: ChannelState,
     setup: Ofdma,
     limits: Floats,
     num_params: int,
-) -> _Schedule:
+) -> Schedule:
     """Plans a round from what is known before it."""
     equal = np.full(len(books), 1.0 / len(books))
     cap, target = setup.max_bits_per_use, setup.target_bits_per_use
@@ -212,13 +212,13 @@ def _schedule(
     sends = (known > 0.0) & (gains >= setup.gain_floor * state.mean_gains) & (weights > 0.0)
     if setup.max_uses_per_real is None:
         shares, bits, entries = np.where(sends, equal, 0.0), setup.bits or 24, num_params
-        return _Schedule(shares, _coded(state, setup, limits, shares), bits, entries)
+        return Schedule(shares, _coded(state, setup, limits, shares), bits, entries)
     choices = range(1, 25) if setup.bits is None else (setup.bits,)
     rates = np.where(sends, known if target is None else target, 0.0)
     sends = choose(books, weights, rates, setup.max_uses_per_real, choices)
     shares = np.zeros(len(books))
     if not sends.any():
-        return _Schedule(shares, shares, choices[0], 0)
+        return Schedule(shares, shares, choices[0], 0)
     shares[sends] = (
         matched_shares(state.of(sends), limits[sends], setup)
         if target is None
@@ -229,7 +229,7 @@ def _schedule(
     budget = float((uses * per_use[sends]).min())
     bits = best_bits(books, weights, sends, budget / num_params, choices)
     entries = min(num_params, int(budget // bits))
-    return _Schedule(shares, per_use if entries else np.zeros_like(per_use), bits, entries)
+    return Schedule(shares, per_use if entries else np.zeros_like(per_use), bits, entries)
 
 
 def _coded(state: ChannelState, setup: Ofdma, limits: Floats, shares: Floats) -> Floats:
@@ -244,7 +244,7 @@ def _receive(
     shares: Floats,
     arrives: NDArray[np.bool_],
     books: Sequence[CodeBook],
-    plan: _Schedule,
+    plan: Schedule,
     bounds: list[tuple[int, int]],
     rng: np.random.Generator,
 ) -> tuple[NDArray[Any], Floats]:
