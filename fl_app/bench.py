@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fl_app.allocation import Allocation, allocate
+from fl_app.block_times import BlockTimes, block_times, is_scheduled
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
@@ -69,6 +70,7 @@ class Bench:
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
         allocation: which blocks have how much LoRA, on the server and on every device.
+        times: what groups of blocks take devices; None without a schedule.
     """
 
     config: Config
@@ -81,6 +83,7 @@ class Bench:
     facts: dict[str, Any]
     full_link: Insertion | None = None
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
+    times: BlockTimes | None = None
 
     def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
         """Gives the adapters of full model and emulator a layout; see ``Adapter.resize``."""
@@ -142,7 +145,7 @@ def prepare(
         later_tuned=piece.later_tuned,
         carried=carried,
     )
-    allocation = _allocation(config, like or config, backbone, piece, full)
+    allocation, times = _allocation(config, like or config, backbone, piece, full)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
@@ -161,6 +164,7 @@ def prepare(
         facts=facts,
         full_link=connect(config, full, blocks),
         allocation=allocation,
+        times=times,
     )
     bench.resize(allocation.server)
     bench.facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
@@ -169,20 +173,26 @@ def prepare(
 
 def _allocation(
     config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
-) -> Allocation:
+) -> tuple[Allocation, BlockTimes | None]:
     """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
     split = piece.split
     match like.strategy:
         case EmulatorDownloadStrategy(emulator=emulator):
             split = split_of(emulator, backbone.model.config)
-    made = allocate(
-        replace(like, peft=config.peft),
-        backbone.model.config,
-        num_labels=0 if config.model.task == "causal_lm" else len(backbone.labels),
-        split=split,
-        adapter=full,
-    )
-    return made if config.federation.classes else replace(made, classes={}, class_of={})
+    asked = replace(like, peft=config.peft)
+    priced: dict[str, Any] = {
+        "num_labels": 0 if config.model.task == "causal_lm" else len(backbone.labels),
+        "split": split,
+    }
+    made = allocate(asked, backbone.model.config, adapter=full, **priced)
+    shapes = {name: tuple(parameter.shape) for name, parameter in full.parameters.items()}
+    times = None
+    if is_scheduled(config.strategy):
+        place: dict[str, Any] = {"shapes": shapes, "server": made.server}
+        times = block_times(asked, backbone.model.config, **priced, **place)
+    if not config.federation.classes:
+        made = replace(made, classes={}, class_of={})
+    return made, times
 
 
 def _piece(

@@ -73,6 +73,7 @@ def federate(
         ledger=outcome.ledger,
         layouts=layouts,
         scoring=scoring,
+        times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,
     )

@@ -46,6 +46,13 @@ class _Crossing(NamedTuple):
     server_joules: float
 
 
+class _Turn(NamedTuple):
+    """What one device takes in one round by schedule."""
+
+    compute_s: float
+    uplink_s: float
+
+
 class Ledger:
     """Byte and time account of one run.
 
@@ -61,6 +68,7 @@ class Ledger:
         self._radio_seconds: dict[int, float] = {}
         self._crossings: defaultdict[int, list[_Crossing]] = defaultdict(list)
         self._joules: dict[tuple[int, int], float] = {}
+        self._turns: defaultdict[int, list[_Turn]] = defaultdict(list)
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
         """Books one send.
@@ -153,6 +161,34 @@ class Ledger:
         place = _count("round", round), _count("device", device)
         self._joules[place] = self._joules.get(place, 0.0) + _amount("joules", joules)
 
+    def book_turn(self, *, round: int, compute_s: float, uplink_s: float) -> None:
+        """Books what one device takes in one round by the schedule's prediction.
+
+        Args:
+            round: server round, >= 0.
+            compute_s: seconds of its local steps, finite and >= 0.
+            uplink_s: seconds of its uplink, which follows, finite and >= 0.
+
+        Raises:
+            RunError: a value is not allowed; nothing is booked then.
+        """
+        number = _count("round", round)
+        turn = _Turn(_amount("compute_s", compute_s), _amount("uplink_s", uplink_s))
+        self._turns[number].append(turn)
+
+    def _schedule(self, round: int | None = None) -> dict[str, float]:
+        """Returns the schedules' totals of one round, or of all; nothing without a schedule."""
+        numbers = sorted(self._turns) if round is None else [n for n in self._turns if n == round]
+        turns = [turn for number in numbers for turn in self._turns[number]]
+        if not turns:
+            return {}
+        ends = [max(sum(turn) for turn in self._turns[number]) for number in numbers]
+        return {
+            "scheduled_compute_s": math.fsum(turn.compute_s for turn in turns),
+            "scheduled_uplink_s": math.fsum(turn.uplink_s for turn in turns),
+            "scheduled_s": math.fsum(ends),
+        }
+
     def _radio(self, round: int | None = None) -> dict[str, float]:
         """Returns the radio's totals of one round, or of all."""
         rounds = set(self._channel_uses) if round is None else {round}
@@ -212,9 +248,11 @@ class Ledger:
             ``control_bytes`` of both links, what is none of these; ``channel_uses``,
             ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
             ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
-            ``connection_server_joules`` of neural connections, 0 without one; and
-            ``per_round``, one row with ``round``, ``uplink_bytes``, ``downlink_bytes``,
-            ``emulator_bytes`` and the figures of radio and connections for every round with a booking, ascending.
+            ``connection_server_joules`` of neural connections, 0 without one; with a schedule
+            ``scheduled_compute_s`` and ``scheduled_uplink_s`` of all devices and ``scheduled_s`` of
+            rounds, as predicted; and ``per_round``, one row with ``round``, ``uplink_bytes``,
+            ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and connections for
+            every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),
@@ -227,6 +265,7 @@ class Ledger:
             "control_bytes": self.total_bytes(what="control"),
             **self._radio(),
             **self._connection(),
+            **self._schedule(),
             "per_round": [
                 {
                     "round": number,
@@ -235,6 +274,7 @@ class Ledger:
                     "emulator_bytes": self.total_bytes(round=number, what="emulator"),
                     **self._radio(number),
                     **self._connection(number),
+                    **self._schedule(number),
                 }
                 for number in sorted(
                     {entry.round for entry in self._bytes} | {*self._channel_uses, *self._crossings}

@@ -39,7 +39,7 @@ def as_reference(config: Config, name: str) -> Config:
         case "":
             return config
         case "frozen":
-            whole = _full_model(config)
+            whole = _unscheduled(_full_model(config))
             connection = whole.connection
             if connection.carries == "lora_a":  # a head alone has no A to compute
                 connection = dataclasses.replace(connection, block=None)
@@ -50,7 +50,7 @@ def as_reference(config: Config, name: str) -> Config:
         case "federated_full":
             return _full_model(config)
         case "centralised":
-            return _one_device(_full_model(config))
+            return _one_device(_unscheduled(_full_model(config)))
         case _:
             raise ConfigError(f"reference {name!r} is unknown; choose one of {list(REFERENCES)}")
 
@@ -61,8 +61,19 @@ def _full_model(config: Config) -> Config:
     whole = EmulatorConfig(left=left, middle=-1, right=right, wire_dtype="float32")
     shared = {field.name for field in dataclasses.fields(StrategyConfig)}
     common: Any = {name: value for name, value in vars(config.strategy).items() if name in shared}
+    match config.strategy:
+        case EmulatorDownloadStrategy() as own:
+            common |= {"schedule": own.schedule, "blocks_per_device": own.blocks_per_device}
     strategy = EmulatorDownloadStrategy(emulator=whole, **common)
     return dataclasses.replace(config, strategy=strategy)
+
+
+def _unscheduled(config: Config) -> Config:
+    """Every device tunes all there is to tune."""
+    strategy: Any = config.strategy
+    return dataclasses.replace(
+        config, strategy=dataclasses.replace(strategy, schedule="none", blocks_per_device=1)
+    )
 
 
 def _outer(strategy: StrategyConfig) -> tuple[int, int]:

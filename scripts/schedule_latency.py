@@ -40,6 +40,7 @@ from fl_app.resources.step import StepCost, StepModel
 from fl_app.resources.tuning import lora
 from fl_app.scheduling.joint import Cell, Schedule, jbba, matched_equal_share
 from fl_app.scheduling.matching import random_assignment
+from fl_app.scheduling.uplinks import Shannon
 from fl_app.seeding import generator
 from fl_app.wireless.cell import Cell as Places
 from scripts import schedule_picture
@@ -94,7 +95,7 @@ def draw_cell(
     cell = Cell(
         compute_s=compute_s,
         bits=bits,
-        snr_hz=snr_hz(powers, gains, places.noise_figure_db),
+        links=Shannon(snr_hz(powers, gains, places.noise_figure_db)),
         bandwidth=chosen.bandwidth_mhz * 1e6,
     )
     return cell, [device.name for device in devices]

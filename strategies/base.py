@@ -28,11 +28,11 @@ from fl_app.seeding import generator
 from fl_app.updates import Update
 from strategies.combine import Combine, Gathered, held_by
 from strategies.judge import by_device
-from strategies.layouts import Layouts
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
 from strategies.rules import ServerRule
+from strategies.schedule import RoundPlan, Scheduler
 from strategies.scoring import Scoring
 from strategies.uplink import Received, Sent, Uplink
 
@@ -49,7 +49,7 @@ class FederatedDeft(Strategy):
         space: in which space LoRA is combined.
         rule: how the server moves the adapter.
         ledger: every byte sent is booked here.
-        layouts: which device tunes which units.
+        scheduler: which device tunes which units in a round, and on how much of the band.
         scoring: what becomes of units between rounds.
         combine: how updates of unequal ranks are combined.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
@@ -67,7 +67,7 @@ class FederatedDeft(Strategy):
         space: LoraSpace,
         rule: ServerRule,
         ledger: Ledger,
-        layouts: Layouts,
+        scheduler: Scheduler,
         scoring: Scoring,
         combine: Combine,
         aggregation: str,
@@ -78,7 +78,8 @@ class FederatedDeft(Strategy):
         self._roster, self._uplink, self._space, self._rule = roster, uplink, space, rule
         self._blob, self._hash = blob, content_hash(blob)
         self._ledger, self._seed = ledger, seed
-        self._aggregation, self._layouts = aggregation, layouts
+        self._aggregation, self._scheduler = aggregation, scheduler
+        self._planned = RoundPlan({})
         self._scoring, self._combine = scoring, combine
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
@@ -141,7 +142,8 @@ class FederatedDeft(Strategy):
         devices = self._roster.devices
         drawn = generator(self._seed, "cohort", server_round).permutation(len(devices))
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
-        layouts = {device: self._layouts.at(server_round, device) for device in cohort}
+        self._planned = self._scheduler.plan(server_round, cohort, self._tuned)
+        self._book_plan(server_round)
         self._orders = {
             device: wire.Order(
                 round=server_round,
@@ -155,7 +157,7 @@ class FederatedDeft(Strategy):
                 units=cut_units(self._scoring.units, layout),
                 scored=self._scoring.is_wanted(server_round),
             )
-            for device, layout in layouts.items()
+            for device, layout in self._planned.layouts.items()
         }
 
     def aggregate_train(
@@ -261,6 +263,7 @@ class FederatedDeft(Strategy):
                 devices=[reply.device for reply in accepted],
                 sizes=[self._tuned[name].size for name in sorted(self._tuned)],
                 presence=self._held(accepted),
+                bandwidths_hz=self._planned.bandwidths_hz([reply.device for reply in accepted]),
             ),
             generator(self._seed, "uplink", server_round),
         )
@@ -279,9 +282,19 @@ class FederatedDeft(Strategy):
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received
 
+    def _book_plan(self, server_round: int) -> None:
+        book, plan = self.rounds[server_round], self._planned
+        book.turns = plan.turns
+        for turn in plan.turns:
+            self._ledger.book_turn(
+                round=server_round, compute_s=turn.compute_s, uplink_s=turn.uplink_s
+            )
+        if plan.turns:
+            book.metrics["scheduled_s"] = plan.round_s
+
     def _held(self, replies: Sequence[wire.Reply]) -> NDArray[np.bool_] | None:
         """Returns [num_replies, num_params] who holds what; None where everybody holds all."""
-        if self._layouts.is_shared:
+        if self._scheduler.is_shared:
             return None
         return held_by([self._orders[reply.device].layout for reply in replies], self._tuned)
 

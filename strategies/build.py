@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from fl_app.block_times import BlockTimes
 from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
 from fl_app.schema import (
@@ -50,6 +51,7 @@ from strategies.rules import ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
+from strategies.schedule import BlockScheduler, Scheduler, Unscheduled, blob_bits, class_links
 from strategies.scoring import Scoring
 from strategies.transport import build_transport
 from strategies.uplink import IdealUplink, Uplink
@@ -175,6 +177,25 @@ def _crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossings:
     )
 
 
+def build_scheduler(
+    config: Config, layouts: Layouts, times: BlockTimes | None, uplink: Uplink
+) -> Scheduler:
+    """Turns ``strategy.schedule`` into what plans rounds; without one ``layouts`` say all."""
+    match config.strategy, times:
+        case EmulatorDownloadStrategy(schedule=way), BlockTimes():
+            match uplink:
+                case DigitalUplink():
+                    carries: dict[str, Any] = {
+                        "links": uplink.links,
+                        "payload_bits": uplink.payload_bits,
+                    }
+                case _:
+                    carries = {"links": class_links(times), "payload_bits": blob_bits}
+            return BlockScheduler(way=way, times=times, seed=config.seed, **carries)
+        case _:
+            return Unscheduled(layouts)
+
+
 def build_strategy(
     config: Config,
     *,
@@ -184,6 +205,7 @@ def build_strategy(
     scoring: Scoring,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
+    times: BlockTimes | None = None,
 ) -> FederatedDeft:
     """Turns the configuration into the server side of a federation.
 
@@ -195,20 +217,23 @@ def build_strategy(
         scoring: what becomes of units between rounds.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
+        times: what groups of blocks take; None without a schedule.
     """
+    uplink = build_uplink(config.channel, config.seed)
+    scheduler = build_scheduler(config, layouts, times, uplink)
     space: LoraSpace = FactorSpace()
     combine: Combine = Whole()
     if isinstance(config.peft, LoraConfig):
         space = build_space(config.peft.aggregation, config.peft.rank, layouts.server)
-        combine = build_combine(config.peft.combine, is_shared=layouts.is_shared)
+        combine = build_combine(config.peft.combine, is_shared=scheduler.is_shared)
     common: dict[str, Any] = {
         "blob": blob,
         "roster": roster,
-        "uplink": build_uplink(config.channel, config.seed),
+        "uplink": uplink,
         "space": space,
         "rule": build_rule(config.strategy.server_rule),
         "ledger": ledger,
-        "layouts": layouts,
+        "scheduler": scheduler,
         "scoring": scoring,
         "combine": combine,
         "aggregation": aggregation_of(config.peft),

@@ -57,7 +57,7 @@ class EmulatorDownload(FederatedDeft):
             self._wrapped[key] = wire.blob_record(wire.to_blob(order.adapter))
         arrays = self._wrapped[key]
         self._book("downlink", order, "adapter", len(wire.blob_of(arrays)))
-        if not self._layouts.is_shared:
+        if not self._scheduler.is_shared:
             self._book("downlink", order, "control", RANK_BYTES * len(order.layout))
         listed = sum(len(own) for own in order.units.values())
         self._book("downlink", order, "control", RANK_BYTES * listed)

@@ -14,6 +14,7 @@ from fl_app.schema import (
 )
 from strategies.build import build_rule, num_per_round
 from strategies.fit_layouts import require_layouts
+from strategies.fit_schedule import require_schedule
 from strategies.roster import Roster
 from strategies.rules import COMPARING
 
@@ -47,6 +48,7 @@ def require_fit(config: Config) -> None:
                 "peft.aggregation=exact needs every device's factors, and this channel hands over "
                 "one mean; choose peft.aggregation=freeze-a or alternate, or channel=ideal"
             )
+    require_schedule(config)
     require_layouts(config)
     match config.strategy:
         case GradientDownloadStrategy() as strategy:

@@ -48,8 +48,8 @@ def require_layouts(config: Config) -> None:
             _require_scored(config, peft)
             _require_rounds(config, peft)
     if classes:
-        _require_combine(config, peft)
-        _require_channel(config)
+        require_combine(config, peft)
+        require_held(config, "federation.classes")
 
 
 def _require_scored(config: Config, peft: LoraConfig) -> None:
@@ -82,7 +82,7 @@ def _require_rounds(config: Config, peft: LoraConfig) -> None:
         )
 
 
-def _require_combine(config: Config, peft: LoraConfig) -> None:
+def require_combine(config: Config, peft: LoraConfig) -> None:
     """Checks how unequal ranks are combined."""
     if (peft.combine == "flex") != (peft.aggregation == "exact"):
         raise ConfigError(
@@ -97,21 +97,29 @@ def _require_combine(config: Config, peft: LoraConfig) -> None:
         )
 
 
-def _require_channel(config: Config) -> None:
-    """Checks that the channel can leave out what a device does not hold."""
+def require_held(config: Config, name: str) -> None:
+    """Checks that the channel can leave out what a device does not hold.
+
+    Args:
+        config: the run's configuration.
+        name: the option that has devices hold different things.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     match config.channel:
         case AircompChannel(scheme="obda"):
             raise ConfigError(
-                "channel.scheme=obda has every device vote on every entry; with "
-                "federation.classes choose another channel.scheme"
+                f"channel.scheme=obda has every device vote on every entry; with {name} "
+                "choose another channel.scheme"
             )
         case AircompChannel(peak_to_mean_db=peak) if peak < inf:
             raise ConfigError(
                 f"channel.peak_to_mean_db={peak} has no model for devices that hold only some "
-                "entries; with federation.classes set channel.peak_to_mean_db=inf"
+                f"entries; with {name} set channel.peak_to_mean_db=inf"
             )
         case DigitalChannel(max_uses_per_real=float() as limit):
             raise ConfigError(
                 f"channel.max_uses_per_real={limit} rations entries that all devices hold; with "
-                "federation.classes set channel.max_uses_per_real=null"
+                f"{name} set channel.max_uses_per_real=null"
             )

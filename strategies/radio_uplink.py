@@ -4,13 +4,16 @@ Each turns one round's updates into one weighted mean, with what it cost and how
 Adapters are small, so a whole round is simulated at once; ``fl_app.wireless`` works in chunks.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.scheduling.uplinks import Faded
 from fl_app.wireless.aggregate import aggregate
 from fl_app.wireless.channel import ChannelState
+from fl_app.wireless.codes import SIDE_BITS
 from fl_app.wireless.control import control_cost
 from fl_app.wireless.digital import Ofdma, aggregate_digitally
 from fl_app.wireless.digital_held import aggregate_held
@@ -131,6 +134,17 @@ class DigitalUplink:
     def __init__(self, *, radio: Radio, setup: Ofdma) -> None:
         self._radio, self._setup = radio, setup
 
+    def links(self, server_round: int, devices: Sequence[int]) -> tuple[Faded, float]:
+        """Returns [num_devices] uplinks of a round, and the whole band in Hz."""
+        state = self._radio.state(server_round, devices, np.ones(len(devices)))
+        target = self._setup.target_bits_per_use
+        return Faded(state, self._radio.power, self._setup, target), self._setup.bandwidth_hz
+
+    def payload_bits(self, tuned: Mapping[str, NDArray[np.float32]]) -> int:
+        """Returns the bits of an update that holds these parameters, side information included."""
+        bits = self._setup.bits or 24
+        return bits * sum(array.size for array in tuned.values()) + SIDE_BITS * len(tuned)
+
     def receive(self, sent: Sent, rng: np.random.Generator) -> Received:
         """Returns the mean of what arrived; no row if everybody was in outage."""
         state = self._radio.state(sent.round, sent.devices, sent.weights)
@@ -139,7 +153,11 @@ class DigitalUplink:
         if sent.presence is None:
             mean, report = aggregate_digitally(*args, **place)
         else:
-            mean, report = aggregate_held(*args, **place, presence=sent.presence)
+            given = sent.bandwidths_hz
+            shares = None if given is None else given / self._setup.bandwidth_hz
+            mean, report = aggregate_held(
+                *args, **place, presence=sent.presence, band_shares=shares
+            )
         cost = Airtime(
             channel_uses=report.channel_uses + report.control_uses,
             control_uses=report.control_uses,

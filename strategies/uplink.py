@@ -24,6 +24,8 @@ class Sent:
         sizes: lengths of the consecutive tensors that make up a row.
         presence: [num_devices, num_params] bool, False where a device holds no such entry and sends
             none; a mean is then over those who hold an entry. None where all hold all.
+        bandwidths_hz: [num_devices] shares of the band by schedule, with ``presence``; None where
+            the channel shares it itself.
     """
 
     updates: NDArray[np.float32]
@@ -32,6 +34,7 @@ class Sent:
     devices: Sequence[int]
     sizes: Sequence[int]
     presence: NDArray[np.bool_] | None = None
+    bandwidths_hz: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

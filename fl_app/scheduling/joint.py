@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.resources.links import rate_bps
 from fl_app.scheduling.bandwidth import Split, equal_finish, equal_split, needed_hz
 from fl_app.scheduling.errors import ScheduleError
 from fl_app.scheduling.matching import (
@@ -27,6 +26,7 @@ from fl_app.scheduling.matching import (
     crunch,
     is_depth_ordered,
 )
+from fl_app.scheduling.uplinks import Uplinks
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Cell:
         compute_s: [num_devices, num_blocks] seconds that a device takes for a block's gradient;
             ``inf`` where the block does not fit its memory.
         bits: [num_blocks] payload of every block's update in bit, > 0.
-        snr_hz: [num_devices] p g / N0 of every uplink in Hz.
+        links: [num_devices] uplinks.
         bandwidth: the band in Hz.
 
     Raises:
@@ -51,21 +51,21 @@ class Cell:
 
     compute_s: Floats
     bits: Floats
-    snr_hz: Floats
+    links: Uplinks
     bandwidth: float
 
     def __post_init__(self) -> None:
         """Checks the shapes."""
         check_costs(self.compute_s)
-        if self.compute_s.shape != (len(self.snr_hz), len(self.bits)):
+        if self.compute_s.shape != (len(self.links), len(self.bits)):
             raise ScheduleError(
                 f"compute_s {self.compute_s.shape} must be [num_devices, num_blocks], "
-                f"[{len(self.snr_hz)}, {len(self.bits)}]"
+                f"[{len(self.links)}, {len(self.bits)}]"
             )
 
-    def latencies(self, shares: Floats | float) -> Floats:
-        """Returns [num_devices, num_blocks] seconds of every pair at these shares of the band."""
-        rates = np.broadcast_to(rate_bps(shares, self.snr_hz), self.snr_hz.shape)
+    def latencies(self, shares: Floats) -> Floats:
+        """Returns [num_devices, num_blocks] seconds of every pair at [num_devices] shares."""
+        rates = self.links.rate_bps(shares)
         with np.errstate(divide="ignore"):
             return np.asarray(self.compute_s + self.bits[None, :] / rates[:, None])
 
@@ -75,7 +75,7 @@ class Cell:
         rule = equal_split if equal else equal_finish
         compute_s = self.compute_s[assignment, blocks]
         return Schedule(
-            assignment, rule(self.bits, compute_s, self.snr_hz[assignment], self.bandwidth)
+            assignment, rule(self.bits, compute_s, self.links.of(assignment), self.bandwidth)
         )
 
 
@@ -104,7 +104,7 @@ def match(costs: Floats) -> Assignment:
 
 def matched_equal_share(cell: Cell) -> Assignment:
     """Returns the matching at equal shares of the band, one for each block."""
-    return match(cell.latencies(cell.bandwidth / len(cell.bits)))
+    return match(cell.latencies(np.full(len(cell.links), cell.bandwidth / len(cell.bits))))
 
 
 def jbba(cell: Cell, start: Assignment | None = None) -> Schedule:
@@ -119,9 +119,9 @@ def jbba(cell: Cell, start: Assignment | None = None) -> Schedule:
         ScheduleError: no assignment is allowed.
     """
     best = cell.share(matched_equal_share(cell) if start is None else start)
-    bits, snr_hz = cell.bits[None, :], cell.snr_hz[:, None]
+    bits = cell.bits[None, :]
     while True:
-        needed = needed_hz(bits, cell.compute_s, snr_hz, best.round_s * (1.0 + _SLACK))
+        needed = needed_hz(bits, cell.compute_s, cell.links, best.round_s * (1.0 + _SLACK))
         following = cell.share(cheapest_assignment(needed))
         if following.round_s >= best.round_s * (1.0 - _PATIENCE):
             return best

@@ -6,6 +6,8 @@ from typing import Any
 
 from fl_app.schema.checks import one_of, require
 
+SCHEDULES = ("none", "random", "matching", "equal_finish", "joint")
+
 
 @dataclass
 class DistilConfig:
@@ -102,3 +104,18 @@ class EmulatorDownloadStrategy(StrategyConfig):
     """Devices tune the adapter on a downloaded emulator; the result plugs into the full model."""
 
     emulator: EmulatorConfig = field(default_factory=EmulatorConfig)
+    schedule: str = "none"
+    """Who tunes which block in a round: none (everybody all blocks), random, matching (the
+    assignment that ends first at equal shares of the band), equal_finish (that assignment, the band
+    shared so that all finish together) or joint (assignment and shares that end first of all)."""
+    blocks_per_device: int = 1
+    """With a schedule: neighbouring blocks that a device tunes in a round."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        one_of("strategy.schedule", self.schedule, SCHEDULES)
+        count = self.blocks_per_device
+        fits = count >= 1 and (count == 1 or self.schedule != "none")
+        allowed = "must be >= 1, and 1 with strategy.schedule=none"
+        require("strategy.blocks_per_device", count, fits, allowed)

@@ -201,9 +201,10 @@ def schedule(
     setup: Ofdma,
     limits: Floats,
     num_params: int,
+    band_shares: Floats | None = None,
 ) -> Schedule:
-    """Plans a round from what is known before it."""
-    equal = np.full(len(books), 1.0 / len(books))
+    """Plans a round from what is known before it; given shares replace equal ones."""
+    equal = np.full(len(books), 1.0 / len(books)) if band_shares is None else band_shares
     cap, target = setup.max_bits_per_use, setup.target_bits_per_use
     known = capacity_bits_per_use(
         state.known_gains, state.noise_power, setup.use_power(limits, equal), cap

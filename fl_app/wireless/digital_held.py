@@ -31,6 +31,7 @@ def aggregate_held(
     presence: NDArray[np.bool_],
     power: float | NDArray[np.float64] = 1.0,
     blocks: Sequence[int] | None = None,
+    band_shares: Floats | None = None,
 ) -> tuple[NDArray[Any] | None, DigitalReport]:
     """Receives the mean of quantised updates, entry by entry over who holds it.
 
@@ -44,6 +45,7 @@ def aggregate_held(
         power: transmit power P_k.
         blocks: sizes of consecutive tensors, coded apart; None for one. A device sends no levels of
             a tensor of which it holds nothing.
+        band_shares: [num_devices] of the band, >= 0, sum at most 1; None for equal ones.
 
     Returns:
         ([num_params] mean, 0 where nobody was heard, or None if nobody got through at all; report).
@@ -66,7 +68,8 @@ def aggregate_held(
         _Part(k, row, held, blocks)
         for k, (row, held) in enumerate(zip(updates, presence, strict=True))
     ]
-    plan = schedule([part.book for part in parts], shares, state, setup, limits, num_params)
+    books = [part.book for part in parts]
+    plan = schedule(books, shares, state, setup, limits, num_params, band_shares)
     use_power = setup.use_power(limits, plan.shares)
     true = capacity_bits_per_use(state.gains, state.noise_power, use_power, setup.max_bits_per_use)
     transmits = plan.per_use > 0.0

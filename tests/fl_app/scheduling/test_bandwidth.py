@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from fl_app.resources.links import rate_bps
 from fl_app.scheduling.bandwidth import equal_finish, equal_split, needed_hz
 from fl_app.scheduling.errors import ScheduleError
+from fl_app.scheduling.uplinks import Shannon
 
 _BAND = 1e6
 
@@ -25,19 +26,19 @@ def instance(seed: int, num_devices: int = 4) -> tuple[Any, Any, Any]:
 @given(st.integers(0, 2**32), st.integers(1, 9))
 def test_all_finish_together_on_the_whole_band(seed: int, num_devices: int) -> None:
     bits, compute_s, snr = instance(seed, num_devices)
-    split = equal_finish(bits, compute_s, snr, _BAND)
+    split = equal_finish(bits, compute_s, Shannon(snr), _BAND)
     np.testing.assert_allclose(split.finish_s, split.round_s, rtol=1e-6)
     assert split.bandwidths_hz.sum() == pytest.approx(_BAND, rel=1e-6)
     assert split.bandwidths_hz.sum() <= _BAND * (1.0 + 1e-12)
     by_hand = compute_s + bits / rate_bps(split.bandwidths_hz, snr)
     np.testing.assert_allclose(split.finish_s, by_hand)
-    assert split.round_s <= equal_split(bits, compute_s, snr, _BAND).round_s * (1.0 + 1e-9)
+    assert split.round_s <= equal_split(bits, compute_s, Shannon(snr), _BAND).round_s * (1.0 + 1e-9)
 
 
 def test_no_optimiser_beats_it() -> None:
     for seed in range(10):
         bits, compute_s, snr = instance(seed)
-        ours = equal_finish(bits, compute_s, snr, _BAND).round_s
+        ours = equal_finish(bits, compute_s, Shannon(snr), _BAND).round_s
 
         def end(logits: Any, inst: Any = (bits, compute_s, snr)) -> float:
             shares = np.exp(logits - logits.max())
@@ -62,32 +63,33 @@ def test_no_optimiser_beats_it() -> None:
 @given(st.integers(0, 2**32), st.floats(1.01, 20.0))
 def test_more_band_and_more_power_make_rounds_shorter(seed: int, factor: float) -> None:
     bits, compute_s, snr = instance(seed)
-    plain = equal_finish(bits, compute_s, snr, _BAND).round_s
-    assert equal_finish(bits, compute_s, snr, factor * _BAND).round_s < plain
-    assert equal_finish(bits, compute_s, factor * snr, _BAND).round_s < plain
+    plain = equal_finish(bits, compute_s, Shannon(snr), _BAND).round_s
+    assert equal_finish(bits, compute_s, Shannon(snr), factor * _BAND).round_s < plain
+    assert equal_finish(bits, compute_s, Shannon(factor * snr), _BAND).round_s < plain
 
 
 def test_equal_devices_share_equally() -> None:
-    split = equal_finish(np.full(4, 1e6), np.ones(4), np.full(4, 1e7), _BAND)
+    split = equal_finish(np.full(4, 1e6), np.ones(4), Shannon(np.full(4, 1e7)), _BAND)
     np.testing.assert_allclose(split.bandwidths_hz, _BAND / 4, rtol=1e-6)
 
 
 def test_a_device_with_nothing_to_send_gets_no_band() -> None:
     bits, compute_s = np.array([0.0, 1e6]), np.array([9.0, 0.0])
-    split = equal_finish(bits, compute_s, np.full(2, 1e7), _BAND)
+    split = equal_finish(bits, compute_s, Shannon(np.full(2, 1e7)), _BAND)
     assert split.bandwidths_hz[0] == 0.0
     assert split.round_s == pytest.approx(9.0)
-    silent = equal_finish(np.zeros(2), compute_s, np.full(2, 1e7), _BAND)
+    silent = equal_finish(np.zeros(2), compute_s, Shannon(np.full(2, 1e7)), _BAND)
     assert (silent.round_s, silent.bandwidths_hz.sum()) == (9.0, 0.0)
 
 
 def test_no_band_is_enough_beyond_the_limit_of_the_power() -> None:
     limit = 1e6 / np.log(2.0)  # bit/s at any band
     ends = np.array([0.9, 1.0, 1.1]) * 1e6 / limit
-    needed = [float(needed_hz(*(np.array([v]) for v in (1e6, 0.0, 1e6)), end)[0]) for end in ends]
+    bits, link = np.array([1e6]), Shannon(np.array([1e6]))
+    needed = [float(needed_hz(bits, np.zeros(1), link, end)[0]) for end in ends]
     assert needed[:2] == [np.inf, np.inf]
     assert np.isfinite(needed[2])
-    assert needed_hz(np.array([1e6]), np.array([2.0]), np.array([1e6]), 1.0)[0] == np.inf
+    assert needed_hz(bits, np.array([2.0]), link, 1.0)[0] == np.inf
 
 
 @pytest.mark.parametrize(
@@ -101,4 +103,4 @@ def test_no_band_is_enough_beyond_the_limit_of_the_power() -> None:
 )
 def test_impossible_requests_are_named(bits: Any, band: float, words: str) -> None:
     with pytest.raises(ScheduleError, match=words):
-        equal_finish(bits, np.zeros(2), np.ones(2), band)
+        equal_finish(bits, np.zeros(2), Shannon(np.ones(2)), band)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fl_app.scheduling.errors import ScheduleError
 from fl_app.scheduling.joint import Cell, jbba, match, matched_equal_share
 from fl_app.scheduling.matching import random_assignment
+from fl_app.scheduling.uplinks import Shannon
 
 
 def random_cell(seed: int, num_devices: int, num_blocks: int, *, tight: bool = False) -> Cell:
@@ -22,7 +23,8 @@ def random_cell(seed: int, num_devices: int, num_blocks: int, *, tight: bool = F
             compute_s[device, fits:] = np.inf
         compute_s[0] = compute_s[0, 0] * np.arange(1.0, num_blocks + 1.0)
     bits = rng.uniform(1e5, 2e6, num_blocks)
-    return Cell(compute_s, bits, 1e6 * 10.0 ** rng.uniform(-0.5, 2.5, num_devices), 1e6)
+    snr_hz = 1e6 * 10.0 ** rng.uniform(-0.5, 2.5, num_devices)
+    return Cell(compute_s, bits, Shannon(snr_hz), 1e6)
 
 
 def brute_force(cell: Cell) -> float:
@@ -72,7 +74,7 @@ def test_one_device_less_never_makes_a_round_shorter() -> None:
     for seed in range(5):
         cell = random_cell(seed, 6, 3)
         rounds = [
-            jbba(Cell(cell.compute_s[:n], cell.bits, cell.snr_hz[:n], 1e6)).round_s
+            jbba(Cell(cell.compute_s[:n], cell.bits, cell.links.of(np.arange(n)), 1e6)).round_s
             for n in (6, 5, 4, 3)
         ]
         assert all(b >= a * (1.0 - 1e-9) for a, b in itertools.pairwise(rounds))
@@ -88,7 +90,7 @@ def test_depth_order_is_not_needed_but_used() -> None:
 def test_an_idle_device_comes_in_where_it_helps() -> None:
     """The start uses the two slowest of three devices."""
     compute_s = np.array([[1.0, 2.0], [5.0, 10.0], [6.0, 12.0]])
-    cell = Cell(compute_s, np.full(2, 1e5), np.full(3, 1e7), 1e6)
+    cell = Cell(compute_s, np.full(2, 1e5), Shannon(np.full(3, 1e7)), 1e6)
     better = jbba(cell, np.array([1, 2]))
     assert better.round_s == pytest.approx(brute_force(cell))
     assert better.assignment.tolist() == [1, 0]
@@ -96,6 +98,6 @@ def test_an_idle_device_comes_in_where_it_helps() -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ScheduleError, match=r"compute_s \(3, 2\) must be"):
-        Cell(np.ones((3, 2)), np.ones(2), np.ones(4), 1e6)
+        Cell(np.ones((3, 2)), np.ones(2), Shannon(np.ones(4)), 1e6)
     with pytest.raises(ScheduleError, match="3 blocks for 2 devices"):
-        Cell(np.ones((2, 3)), np.ones(3), np.ones(2), 1e6)
+        Cell(np.ones((2, 3)), np.ones(3), Shannon(np.ones(2)), 1e6)
