@@ -15,6 +15,8 @@ from clients.loaded import Loaded
 from fl_app import wire
 from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
+from fl_app.gains_wire import gains_reply
+from fl_app.profiling import gains_of
 from fl_app.schema import Config
 from fl_app.seeding import generator
 from fl_app.settings import (
@@ -63,6 +65,23 @@ class EmulatorWorker:
         self._data = DeviceData(config, local_path)
         self._aggregation = aggregation_of(config.peft)
         self._loaded = Loaded(cache, lambda blob: EmulatorSession(blob, config))
+
+    def gains(self, message: Message) -> Message:
+        """Looks at the gradient of this device's data in front of the first round."""
+        torch.set_num_threads(1)
+        order = wire.read_order(message)
+        if order.emulator is not None:
+            self._cache.put(order.device, order.model_hash, order.emulator)
+        session = self._loaded.of(order.device, order.model_hash)
+        if session is None:
+            return wire.no_emulator_reply(message, order)
+        encoded = self._data.encoded(order.device, session)
+        session.adapter.resize(order.layout)
+        session.adapter.write(order.adapter)
+        gains = gains_of(
+            self._config, session.adapter, session.task, encoded, f"device {order.device}"
+        )
+        return gains_reply(message, order, gains, len(encoded))
 
     def train(self, message: Message) -> Message:
         """Tunes the received adapter on this device's data and answers with the update."""

@@ -4,8 +4,9 @@ Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from fl_app.fomo.backbone import Backbone, load_backbone
 from fl_app.fomo.connection_insert import Insertion, gradients_return
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
+from fl_app.gains import Gains
 from fl_app.layout.prefix import Layout
 from fl_app.material import Material, dealing_columns, load_material
 from fl_app.piece import Piece
+from fl_app.profiling import server_gains
 from fl_app.schema import (
     Config,
     EmulatorDownloadStrategy,
@@ -71,6 +74,7 @@ class Bench:
         full_link: the neural connection inside the full model; None without one.
         allocation: which blocks have how much LoRA, on the server and on every device.
         times: what groups of blocks take devices; None without a schedule.
+        allocate_by: makes layouts from gains.
     """
 
     config: Config
@@ -84,6 +88,14 @@ class Bench:
     full_link: Insertion | None = None
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
     times: BlockTimes | None = None
+    allocate_by: Callable[[Gains], tuple[Allocation, BlockTimes | None]] | None = None
+
+    def take(self, gains: Gains) -> None:
+        """Makes the layouts that waited for devices' gains, and gives them to the adapters."""
+        if self.allocate_by is not None:
+            self.resize(dict.fromkeys(self.full.layout, 1))
+            self.allocation, self.times = self.allocate_by(gains)
+            self.resize(self.allocation.server)
 
     def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
         """Gives the adapters of full model and emulator a layout; see ``Adapter.resize``."""
@@ -145,7 +157,9 @@ def prepare(
         later_tuned=piece.later_tuned,
         carried=carried,
     )
-    allocation, times = _allocation(config, like or config, backbone, piece, full)
+    gains = server_gains(config, full, task, public)
+    allocate_by = partial(_allocation, config, like or config, backbone, piece, full)
+    allocation, times = allocate_by(gains)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
@@ -165,6 +179,7 @@ def prepare(
         full_link=connect(config, full, blocks),
         allocation=allocation,
         times=times,
+        allocate_by=allocate_by,
     )
     bench.resize(allocation.server)
     bench.facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
@@ -172,7 +187,12 @@ def prepare(
 
 
 def _allocation(
-    config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
+    config: Config,
+    like: Config,
+    backbone: Backbone,
+    piece: Piece,
+    full: Adapter,
+    gains: Gains | None,
 ) -> tuple[Allocation, BlockTimes | None]:
     """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
     split = piece.split
@@ -184,7 +204,7 @@ def _allocation(
         "num_labels": 0 if config.model.task == "causal_lm" else len(backbone.labels),
         "split": split,
     }
-    made = allocate(asked, backbone.model.config, adapter=full, **priced)
+    made = allocate(asked, backbone.model.config, adapter=full, gains=gains, **priced)
     shapes = {name: tuple(parameter.shape) for name, parameter in full.parameters.items()}
     times = None
     if is_scheduled(config.strategy):

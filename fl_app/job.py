@@ -16,10 +16,12 @@ from fl_app import wire
 from fl_app.bench import Bench, measure
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
+from fl_app.profiling import most_units
 from fl_app.result import RoundRecord
-from fl_app.schema import Config
+from fl_app.schema import Config, LoraConfig
 from fl_app.updates import Update
 from strategies.adaptive import build_layouts
+from strategies.ask_gains import ask_gains
 from strategies.build import build_strategy
 from strategies.fit import require_enough
 from strategies.roster import call_roster
@@ -66,6 +68,19 @@ def federate(
     config, outcome = bench.config, outcome or Outcome()
     roster = call_roster(grid, config.federation)
     require_enough(config, roster)
+    match config.peft:
+        case LoraConfig() as peft if bench.allocation.is_waiting:
+            gains = ask_gains(
+                grid,
+                roster,
+                outcome.ledger,
+                blob=bench.piece.blob,
+                adapter=bench.full.read(),
+                layout=bench.full.layout,
+                largest=most_units(peft, len(bench.full.layout)),
+                timeout_s=config.federation.timeout_s,
+            )
+            bench.take(gains)
     layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.is_a_tuned)
     strategy = build_strategy(
         config,

@@ -15,6 +15,9 @@ BLOCKS, RANKS, UNITS = "blocks", "ranks", "units"
 RANK_BYTES = 2
 """What one block's rank, or the number of one unit, is booked as, where devices must be told."""
 
+SCORE_BYTES = 4
+"""One score on the wire."""
+
 Scores = Mapping[int, NDArray[np.float64]]
 """Block of the full model to the scores [rank] of its units."""
 
@@ -29,8 +32,10 @@ def layout_fields(
         units: for every block its units by their row in A as drawn; None or empty for the first
             rows in their order.
     """
-    listed = [int(unit) for block in layout for unit in units[block]] if units else []
-    return {BLOCKS: list(layout), RANKS: list(layout.values()), UNITS: listed}
+    fields = {BLOCKS: list(layout), RANKS: list(layout.values())}
+    if units:  # an empty list breaks Flower's byte count
+        fields[UNITS] = [int(unit) for block in layout for unit in units[block]]
+    return fields
 
 
 def read_layout(config: Mapping[str, Any]) -> dict[int, int]:
@@ -46,15 +51,15 @@ def read_layout(config: Mapping[str, Any]) -> dict[int, int]:
 
 
 def read_units(config: Mapping[str, Any], layout: Layout) -> dict[int, tuple[int, ...]]:
-    """Reads the units of a layout's blocks; empty where none are listed.
+    """Reads the units of a layout's blocks; {} where none are listed.
 
     Raises:
-        WireError: ``missing``, or ``damaged`` where there are not as many as the ranks say, or one
+        WireError: ``missing`` or ``damaged`` where there are not as many as the ranks say, or one
             twice.
     """
-    listed = _numbers(config, UNITS)
-    if not listed:
+    if UNITS not in config:
         return {}
+    listed = _numbers(config, UNITS)
     ends = np.cumsum(list(layout.values())).tolist()
     starts = [0, *ends[:-1]]
     units = {
@@ -80,7 +85,7 @@ def read_scores(blob: bytes, layout: Layout) -> dict[int, NDArray[np.float64]]:
             ``bad-score`` for one below 0.
     """
     total = sum(layout.values())
-    if len(blob) != 4 * total:
+    if len(blob) != SCORE_BYTES * total:
         raise WireError("wrong-shape", f"{len(blob)} bytes of scores for {total} units")
     values = np.frombuffer(blob, "<f4").astype(np.float64)
     if not np.isfinite(values).all():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fl_app.errors import WireError
 from fl_app.layout_wire import (
+    SCORE_BYTES,
     Scores,
     layout_fields,
     pack_scores,
@@ -42,7 +43,7 @@ CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
 
 ACTION_TRAIN = "train.emulator"
 
-_MAX_EXAMPLES = 1_000_000_000
+MAX_EXAMPLES = 1_000_000_000
 """Weights come from devices and are trusted up to this many examples."""
 
 
@@ -88,6 +89,11 @@ class Reply:
     seconds: float
     scores: Scores = field(default_factory=dict)
 
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of the scores as sent."""
+        return SCORE_BYTES * sum(len(own) for own in self.scores.values())
+
 
 def blob_record(blob: bytes) -> ArrayRecord:
     """Wraps raw bytes; Flower chunks and deduplicates them like any array."""
@@ -117,13 +123,16 @@ def from_blob(blob: bytes) -> Update:
         raise WireError("damaged", f"the payload is no safetensors blob: {error}") from error
 
 
-def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
+def order_message(
+    order: Order, node: int, adapter: ArrayRecord, action: str = ACTION_TRAIN
+) -> Message:
     """Builds the message that sends one device to work.
 
     Args:
         order: what to do; its adapter is already wrapped, once for all devices.
         node: Flower's id of the node that plays the device.
         adapter: the wrapped adapter.
+        action: what the device is to do with it.
     """
     config = ConfigRecord(
         {
@@ -140,7 +149,7 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
     if order.emulator is not None:
         content[EMULATOR] = blob_record(order.emulator)
-    return Message(content, node, ACTION_TRAIN)
+    return Message(content, node, action)
 
 
 def read_order(message: Message) -> Order:
@@ -294,8 +303,8 @@ def check_update(
         raise WireError("not-finite", "the update holds NaN or infinity")
     num_examples = field_of(facts, NUM_EXAMPLES, int)
     loss, seconds = field_of(facts, LOSS, float), field_of(facts, SECONDS, float)
-    if not 0 < num_examples <= _MAX_EXAMPLES:
-        raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
+    if not 0 < num_examples <= MAX_EXAMPLES:
+        raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{MAX_EXAMPLES}")
     if not np.isfinite(loss):
         raise WireError("not-finite", f"{LOSS}={loss}")
     if not 0 <= seconds < math.inf:

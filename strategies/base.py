@@ -144,6 +144,8 @@ class FederatedDeft(Strategy):
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
         self._planned = self._scheduler.plan(server_round, cohort, self._tuned)
         self._book_plan(server_round)
+        for device in sorted(set(cohort) - set(self._planned.layouts)):
+            self.rounds[server_round].drop(device, "too-slow")
         self._orders = {
             device: wire.Order(
                 round=server_round,
@@ -264,6 +266,7 @@ class FederatedDeft(Strategy):
                 sizes=[self._tuned[name].size for name in sorted(self._tuned)],
                 presence=self._held(accepted),
                 bandwidths_hz=self._planned.bandwidths_hz([reply.device for reply in accepted]),
+                score_bytes=np.array([reply.score_bytes for reply in accepted], np.int64),
             ),
             generator(self._seed, "uplink", server_round),
         )
@@ -277,7 +280,10 @@ class FederatedDeft(Strategy):
             for k, reply in enumerate(accepted):
                 order, joules = self._orders[reply.device], float(cost.joules[k])
                 self._book("uplink", order, "update", int(cost.payload_bytes[k]))
-                self._book("uplink", order, "control", int(cost.control_bytes[k]))
+                control = int(cost.control_bytes[k])
+                scores = min(reply.score_bytes, control)  # a silent device sends neither
+                self._book("uplink", order, "control", control - scores)
+                self._book("uplink", order, "scores", scores)
                 self._book("downlink", order, "control", cost.announced_bytes)
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received

@@ -36,6 +36,7 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.channel_aware import ChannelLayouts, ChannelScheduler
 from strategies.combine import Combine, Whole, build_combine
 from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
@@ -181,6 +182,9 @@ def build_scheduler(
     config: Config, layouts: Layouts, times: BlockTimes | None, uplink: Uplink
 ) -> Scheduler:
     """Turns ``strategy.schedule`` into what plans rounds; without one ``layouts`` say all."""
+    match layouts, uplink:
+        case ChannelLayouts(), DigitalUplink():
+            return ChannelScheduler(layouts, links=uplink.links, payload_bits=uplink.payload_bits)
     match config.strategy, times:
         case EmulatorDownloadStrategy(schedule=way), BlockTimes():
             match uplink:

@@ -7,6 +7,7 @@ from fl_app.schema import (
     AircompChannel,
     Config,
     DigitalChannel,
+    EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     LoraConfig,
 )
@@ -47,6 +48,9 @@ def require_layouts(config: Config) -> None:
         case "sensitivity":
             _require_scored(config, peft)
             _require_rounds(config, peft)
+        case "channel_aware":
+            _require_scored(config, peft)
+            _require_rate(config, peft)
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
@@ -60,6 +64,12 @@ def _require_scored(config: Config, peft: LoraConfig) -> None:
             f"peft.layout.rule={rule} gives layouts round by round, federation.classes for the "
             "whole run; set federation.classes=[], or peft.layout.rule=cost_aware"
         )
+    match config.strategy:
+        case EmulatorDownloadStrategy(schedule=way) if way != "none":
+            raise ConfigError(
+                f"peft.layout.rule={rule} says itself who tunes what in a round; set "
+                f"strategy.schedule=none instead of {way}, or another peft.layout.rule"
+            )
     if peft.aggregation == "exact":
         raise ConfigError(
             f"peft.layout.rule={rule} scores units, and peft.aggregation=exact makes new ones "
@@ -70,6 +80,20 @@ def _require_scored(config: Config, peft: LoraConfig) -> None:
             f"strategy.server_rule.name={server_rule} remembers moments entry by entry, and "
             f"peft.layout.rule={rule} moves entries about; choose fedavg, or a rule without memory"
         )
+
+
+def _require_rate(config: Config, peft: LoraConfig) -> None:
+    """Checks that devices have a rate of their own in every round."""
+    match config.channel:
+        case DigitalChannel():
+            pass
+        case _:
+            raise ConfigError(
+                f"channel={type(config.channel).__name__}: peft.layout.rule=channel_aware goes by "
+                "the rate of every device in the round; set channel=digital"
+            )
+    require_combine(config, peft)
+    require_held(config, "peft.layout.rule=channel_aware")
 
 
 def _require_rounds(config: Config, peft: LoraConfig) -> None:

@@ -170,6 +170,11 @@ class Adapter:
         return dict(self._tuned)
 
     @property
+    def frozen_maps(self) -> dict[str, nn.Parameter]:
+        """The frozen weights that LoRA adapts, by canonical name of the map; {} without LoRA."""
+        return {} if self._lora is None else self._lora.frozen_maps
+
+    @property
     def layout(self) -> dict[int, int]:
         """LoRA's rank in every block that can have one, by index in the full model."""
         return {} if self._lora is None else self._lora.layout

@@ -100,6 +100,11 @@ class LoraLayers:
         """Of blocks whose frozen A is not the first rows as drawn: which rows it is."""
 
     @property
+    def frozen_maps(self) -> dict[str, nn.Parameter]:
+        """The frozen weights that LoRA adapts, by canonical name of the map."""
+        return {layer.canonical: layer.peft.get_base_layer().weight for layer in self._layers}
+
+    @property
     def layout(self) -> dict[int, int]:
         """Rank of every block that can have one, by index in the full model."""
         return dict(sorted({layer.block: layer.rank for layer in self._layers}.items()))

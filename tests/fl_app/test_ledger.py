@@ -205,7 +205,10 @@ def test_numpy_integers_are_booked_as_plain_ones() -> None:
         ({"link": "sideways"}, "link='sideways' is unknown; choose one of downlink, uplink"),
         ({"what": "gossip"}, "what='gossip' does not travel on the downlink"),
         ({"what": "update"}, "what='update' does not travel on the downlink"),
-        ({"link": "uplink", "what": "emulator"}, "choose one of update, features, slopes, control"),
+        (
+            {"link": "uplink", "what": "emulator"},
+            "choose one of update, features, slopes, scores, control",
+        ),
     ],
 )
 def test_a_wrong_booking_is_refused_and_leaves_no_trace(change: dict[str, Any], field: str) -> None:
