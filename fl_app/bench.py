@@ -210,9 +210,8 @@ def _allocation(
     if is_scheduled(config.strategy):
         place: dict[str, Any] = {"shapes": shapes, "server": made.server}
         times = block_times(asked, backbone.model.config, **priced, **place)
-    if not config.federation.classes:
-        made = replace(made, classes={}, class_of={})
-    return made, times
+    is_uneven = config.federation.classes and times is None  # a schedule cuts by itself
+    return made if is_uneven else replace(made, classes={}, class_of={}), times
 
 
 def _piece(

@@ -26,6 +26,7 @@ from strategies.build import build_strategy
 from strategies.fit import require_enough
 from strategies.roster import call_roster
 from strategies.round_log import RoundLog
+from strategies.schedule import facts_of
 
 log = logging.getLogger("deft")
 
@@ -38,11 +39,13 @@ class Outcome:
         adapter: the last adapter.
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
+        schedule: who tuned what when, for ``result.json``; None without a schedule.
     """
 
     adapter: Update = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    schedule: dict[str, Any] | None = None
 
     @property
     def aggregated(self) -> int:
@@ -127,6 +130,8 @@ def federate(
             )
             for number, book in sorted(books.items())
         ]
+        turns = {number: book.turns for number, book in sorted(strategy.rounds.items())}
+        outcome.schedule = facts_of(config.strategy, turns)
     return outcome
 
 

@@ -177,12 +177,10 @@ class Ledger:
         self._turns[number].append(turn)
 
     def _schedule(self, round: int | None = None) -> dict[str, float]:
-        """Returns the schedules' totals of one round, or of all; nothing without a schedule."""
-        numbers = sorted(self._turns) if round is None else [n for n in self._turns if n == round]
-        turns = [turn for number in numbers for turn in self._turns[number]]
-        if not turns:
-            return {}
-        ends = [max(sum(turn) for turn in self._turns[number]) for number in numbers]
+        """Returns the schedules' totals of one round, or of all."""
+        booked = {n: turns for n, turns in self._turns.items() if round is None or n == round}
+        turns = [turn for own in booked.values() for turn in own]
+        ends = [max(turn.compute_s + turn.uplink_s for turn in own) for own in booked.values()]
         return {
             "scheduled_compute_s": math.fsum(turn.compute_s for turn in turns),
             "scheduled_uplink_s": math.fsum(turn.uplink_s for turn in turns),
@@ -248,9 +246,9 @@ class Ledger:
             ``control_bytes`` of both links, what is none of these; ``channel_uses``,
             ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
             ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
-            ``connection_server_joules`` of neural connections, 0 without one; with a schedule
+            ``connection_server_joules`` of neural connections, 0 without one;
             ``scheduled_compute_s`` and ``scheduled_uplink_s`` of all devices and ``scheduled_s`` of
-            rounds, as predicted; and ``per_round``, one row with ``round``, ``uplink_bytes``,
+            rounds, as predicted by a schedule, 0 without one; and ``per_round``, one row with ``round``, ``uplink_bytes``,
             ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and connections for
             every round with a booking, ascending.
         """
@@ -277,7 +275,8 @@ class Ledger:
                     **self._schedule(number),
                 }
                 for number in sorted(
-                    {entry.round for entry in self._bytes} | {*self._channel_uses, *self._crossings}
+                    {entry.round for entry in self._bytes}
+                    | {*self._channel_uses, *self._crossings, *self._turns}
                 )
             ],
         }

@@ -17,7 +17,7 @@ from fl_app.config import load_config, to_dict, to_yaml
 from fl_app.fomo.lora_export import export_padded
 from fl_app.job import Outcome, adapter_sha256, federate, require_progress
 from fl_app.references import run_references
-from fl_app.report import final_table, write_report
+from fl_app.report import final_table, schedule_table, write_report
 from fl_app.result import (
     FINAL_KEYS,
     Metric,
@@ -83,7 +83,7 @@ def run_main_job(grid: Grid, overrides: str) -> RunResult:
     )
     write_result(folder, result)
     write_report(folder, result)
-    log.info("\n%s", final_table(result))
+    log.info("\n%s%s", final_table(result), schedule_table(result))
     log.info("results in %s", folder)
     return result
 
@@ -130,6 +130,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         federate(grid, bench, outcome=outcome)
     finally:
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
+        known["schedule"] = outcome.schedule
     require_progress(outcome)
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     final |= measure(bench, outcome.adapter, bench.test)

@@ -80,6 +80,8 @@ class RunResult:
         layout: LoRA's ranks: ``rule``, ``combine``, ``server`` (the rank of every block, 0 where
             nothing is tuned), ``params`` (tuned parameters, the head's included) and, by name,
             ``classes`` of devices with ``ranks``, ``params`` and ``devices``; None without LoRA.
+        schedule: ``way`` and, for every round, its predicted ``seconds`` and the ``turns`` of its
+            devices, see ``strategies.schedule.Turn``; None without a schedule.
 
     Raises:
         RunError: verdict and reason contradict each other, or ``final`` has other keys.
@@ -99,6 +101,7 @@ class RunResult:
     model: Mapping[str, Any]
     timings: Mapping[str, float]
     layout: Mapping[str, Any] | None = None
+    schedule: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a result that would say two things at once."""
@@ -129,6 +132,7 @@ def failed_result(
     model: Mapping[str, Any] | None = None,
     timings: Mapping[str, float] | None = None,
     layout: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Returns the result of a run that failed; pass what is known, the rest is left empty.
 
@@ -144,6 +148,7 @@ def failed_result(
         model: facts of the model, if it was loaded.
         timings: seconds per phase, if any was finished.
         layout: LoRA's ranks, if they were chosen.
+        schedule: of the rounds before the failure.
     """
     return RunResult(
         verdict="failed",
@@ -160,6 +165,7 @@ def failed_result(
         model=model or {},
         timings=timings or {},
         layout=layout,
+        schedule=schedule,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fl_app.report import canvas
 from fl_app.report.canvas import FAINT, GRID, INK
+from fl_app.report.gantt import COMPUTE, UPLINK, Bar, draw_bars
 from fl_app.scheduling.joint import Cell, Schedule
 
 Floats = NDArray[np.float64]
@@ -21,7 +22,6 @@ _STYLES = (
     ("#0068a8", "-"),
     ("#00795a", ":"),
 )
-_COMPUTE, _UPLINK = "#8a9099", "#0068a8"
 
 
 def draw(
@@ -67,25 +67,21 @@ def draw(
         axes.set_xlim(0.0, 1.04 * last)
         if column == 0:
             axes.set_ylabel("block by depth from the loss, and its device", color=INK, fontsize=9)
-    canvas.legend_below(figure, {"computing": _COMPUTE, "uplink": _UPLINK})
+    canvas.legend_below(figure, {"computing": COMPUTE, "uplink": UPLINK})
     return canvas.png(figure)
 
 
 def _gantt(axes: Axes, cell: Cell, classes: Sequence[str], schedule: Schedule) -> None:
     blocks = np.arange(len(cell.bits))
     compute_s = cell.compute_s[schedule.assignment, blocks]
-    axes.barh(blocks, compute_s, color=_COMPUTE, height=0.7)
     airtime = schedule.split.finish_s - compute_s
-    axes.barh(blocks, airtime, left=compute_s, color=_UPLINK, height=0.7)
-    axes.axvline(schedule.round_s, color=INK, linewidth=1.0, linestyle="--")
-    names = [
-        f"{block + 1}: {classes[device]} {device}"
-        for block, device in zip(blocks, schedule.assignment, strict=True)
+    bars = [
+        Bar(f"{block + 1}: {classes[device]} {device}", float(busy), float(sends))
+        for block, device, busy, sends in zip(
+            blocks, schedule.assignment, compute_s, airtime, strict=True
+        )
     ]
-    axes.set_yticks(blocks, names)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x", color=GRID, linewidth=0.8)
+    draw_bars(axes, bars, schedule.round_s)
     axes.set_xlabel("seconds", color=INK, fontsize=9)
 
 

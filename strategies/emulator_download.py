@@ -14,6 +14,7 @@ from strategies.base import FederatedDeft
 from strategies.crossings import Crossings
 from strategies.judge import judge
 from strategies.round_log import RoundLog
+from strategies.schedule import SHARE_BYTES
 
 log = logging.getLogger("deft")
 
@@ -58,7 +59,8 @@ class EmulatorDownload(FederatedDeft):
         arrays = self._wrapped[key]
         self._book("downlink", order, "adapter", len(wire.blob_of(arrays)))
         if not self._scheduler.is_shared:
-            self._book("downlink", order, "control", RANK_BYTES * len(order.layout))
+            told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
+            self._book("downlink", order, "control", told)
         listed = sum(len(own) for own in order.units.values())
         self._book("downlink", order, "control", RANK_BYTES * listed)
         if order.emulator is not None:

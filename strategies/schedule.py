@@ -7,7 +7,7 @@ adapter. The head is tuned by all: it lies at the loss, so it costs next to noth
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,15 @@ from fl_app.layout.prefix import Layout, cut
 from fl_app.scheduling.joint import Cell, Schedule, jbba, matched_equal_share
 from fl_app.scheduling.matching import random_assignment
 from fl_app.scheduling.uplinks import Shannon, Uplinks
+from fl_app.schema import EmulatorDownloadStrategy, StrategyConfig
 from fl_app.seeding import generator
 from fl_app.updates import Update, blob_bytes
 from strategies.layouts import Layouts
 
 Floats = NDArray[np.float64]
+
+SHARE_BYTES = 4
+"""What a device's share of the band is booked as, where a schedule tells it: a float32."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,31 @@ class BlockScheduler:
                 return jbba(cell)
             case _:
                 raise ConfigError(f"strategy.schedule={self._way!r} is unknown")
+
+
+def facts_of(
+    strategy: StrategyConfig, turns: Mapping[int, Sequence[Turn]]
+) -> dict[str, Any] | None:
+    """Returns what ``result.json`` says of a schedule; None without one.
+
+    Args:
+        strategy: the run's.
+        turns: of every round.
+    """
+    match strategy:
+        case EmulatorDownloadStrategy(schedule=way) if way != "none":
+            pass
+        case _:
+            return None
+    rounds = [
+        {
+            "round": number,
+            "seconds": RoundPlan({}, own).round_s,
+            "turns": [{**vars(turn), "blocks": list(turn.blocks)} for turn in own],
+        }
+        for number, own in turns.items()
+    ]
+    return {"way": way, "rounds": rounds}
 
 
 def spread(num_groups: int, num_devices: int) -> NDArray[np.int64]:

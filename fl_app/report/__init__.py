@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from fl_app.report.page import render_page
+from fl_app.report.schedule_text import schedule_table
 from fl_app.report.text import final_table, human_bytes
 from fl_app.result import RunResult
 
-__all__ = ["final_table", "human_bytes", "write_report"]
+__all__ = ["final_table", "human_bytes", "schedule_table", "write_report"]
 
 
 def write_report(folder: Path, result: RunResult) -> None:

@@ -36,6 +36,7 @@ _ALT = {
     "ladder.png": "Bar chart of the figures in the table above",
     "curves.png": "Line chart of the metric after every round, beside the reference runs",
     "traffic.png": "Stacked bars of the bytes sent in every round",
+    "schedule.png": "Gantt chart of the last round: devices down, computing and uplink across",
     "ranks.png": "Heat map of LoRA ranks: server and device classes down, blocks across",
     "devices.png": "Grid of rounds and devices: who took part, who was dropped and why",
 }
@@ -72,6 +73,7 @@ def render_page(result: RunResult, plots: Mapping[str, bytes]) -> str:
             *_rounds(result),
             images.get("devices.png", ""),
             images.get("ranks.png", ""),
+            images.get("schedule.png", ""),
             *_provenance(result),
             "</body></html>",
             "",

@@ -1,4 +1,4 @@
-"""The report's plots: ladder, curves, traffic, devices and ranks, each as PNG bytes.
+"""The report's plots: ladder, curves, traffic, devices, ranks and schedule, each as PNG bytes.
 
 Importing this module imports matplotlib, which takes a second; only the end of a run does so.
 """
@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from fl_app.report import canvas
 from fl_app.report.canvas import COLOURS, FAINT, INK
+from fl_app.report.gantt import draw_schedule
 from fl_app.report.grid import draw_grid
 from fl_app.report.ranks import draw_ranks
 from fl_app.report.text import (
@@ -35,8 +36,8 @@ def draw_plots(result: RunResult) -> dict[str, bytes]:
         result: an ok or a failed result.
 
     Returns:
-        Any of ``ladder.png``, ``curves.png``, ``traffic.png``, ``devices.png`` and ``ranks.png``,
-        in this order.
+        Any of ``ladder.png``, ``curves.png``, ``traffic.png``, ``devices.png``, ``ranks.png`` and
+        ``schedule.png``, in this order.
     """
     figures = {
         "ladder.png": _ladder(result),
@@ -44,6 +45,7 @@ def draw_plots(result: RunResult) -> dict[str, bytes]:
         "traffic.png": _traffic(result),
         "devices.png": draw_grid(result),
         "ranks.png": draw_ranks(result),
+        "schedule.png": draw_schedule(result),
     }
     return {name: canvas.png(figure) for name, figure in figures.items() if figure is not None}
 

@@ -42,6 +42,7 @@ _SILENT = {
     **{"channel_uses": 0, "radio_seconds": 0.0, "radio_joules": 0.0},
     **{"connection_uses": 0, "connection_seconds": 0.0},
     **{"connection_joules": 0.0, "connection_server_joules": 0.0},
+    **{"scheduled_compute_s": 0.0, "scheduled_uplink_s": 0.0, "scheduled_s": 0.0},
 }
 """What a run without a radio and without a neural connection has to say of them."""
 
@@ -238,3 +239,18 @@ def test_wrong_seconds_are_refused_and_leave_no_trace(change: dict[str, Any]) ->
     with pytest.raises(RunError, match=next(iter(change))):
         ledger.book_seconds(**{**booking, **change})
     assert ledger.seconds_by_phase() == {}
+
+
+def test_a_schedules_seconds_add_up_and_a_round_ends_with_its_last_device() -> None:
+    ledger = Ledger()
+    for number, compute_s, uplink_s in ((1, 2.0, 1.0), (1, 0.5, 4.0), (2, 1.0, 1.0)):
+        ledger.book_turn(round=number, compute_s=compute_s, uplink_s=uplink_s)
+    ledger.book(round=1, device=0, link="uplink", what="update", num_bytes=1)
+    totals = ledger.as_dict()
+    assert [totals[n] for n in ("scheduled_compute_s", "scheduled_uplink_s")] == [3.5, 6.0]
+    assert totals["scheduled_s"] == 4.5 + 2.0
+    rows = totals["per_round"]
+    assert isinstance(rows, list)
+    assert [row["scheduled_s"] for row in rows] == [4.5, 2.0]
+    with pytest.raises(RunError, match="uplink_s"):
+        ledger.book_turn(round=1, compute_s=1.0, uplink_s=-1.0)
