@@ -248,9 +248,9 @@ class Ledger:
             ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
             ``connection_server_joules`` of neural connections, 0 without one;
             ``scheduled_compute_s`` and ``scheduled_uplink_s`` of all devices and ``scheduled_s`` of
-            rounds, as predicted by a schedule, 0 without one; and ``per_round``, one row with ``round``, ``uplink_bytes``,
-            ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and connections for
-            every round with a booking, ascending.
+            rounds, as predicted by a schedule, 0 without one; and ``per_round``, one row with
+            ``round``, ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of
+            radio and connections for every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),

@@ -69,9 +69,16 @@ def test_the_server_looks_at_its_public_rows_and_spends_as_uniform_does(player: 
     for block in OUTER:
         np.testing.assert_allclose(given[block], wanted[block], rtol=1e-3, atol=1e-12)
     assert bench.full.layout == _best(wanted, 4)
-    assert bench.full.layout != uniform.full.layout
     sizes = [sum(p.numel() for p in b.full.parameters.values()) for b in (bench, uniform)]
     assert sizes[0] == sizes[1]
+    one = 2 * 16  # a column of B in two maps of width 16
+    layouts = []
+    for units in (1, 3):
+        limit = sizes[1] - (4 - units) * one
+        less = prepare(load_config(player.tiny.overrides(*SERVER, f"peft.layout.params={limit}")))
+        layouts.append(less.full.layout)
+        assert layouts[-1] == _best(wanted, units)
+        assert sum(p.numel() for p in less.full.parameters.values()) == limit
 
 
 def test_looking_leaves_the_adapter_as_it_was(player: Player) -> None:

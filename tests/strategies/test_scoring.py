@@ -251,6 +251,7 @@ def test_every_way_gives_the_same_adapter(player: Player) -> None:
         (("peft.aggregation=exact",), "peft.aggregation=exact"),
         (("strategy.server_rule.name=fedadam",), "strategy.server_rule.name=fedadam"),
         (("strategy.num_rounds=2",), "strategy.num_rounds=2"),
+        (("strategy.schedule=joint",), "strategy.schedule=none"),
         (("federation.classes=[{name: a, share: 1}]",), "federation.classes"),
     ],
 )
