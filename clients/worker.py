@@ -15,9 +15,18 @@ from clients.loaded import Loaded
 from fl_app import wire
 from fl_app.finetune import tune
 from fl_app.fomo.package import unpack
+from fl_app.gains_wire import gains_reply
+from fl_app.profiling import gains_of
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import adapter_for, aggregation_of, connect, local_tuning, task_for
+from fl_app.settings import (
+    adapter_for,
+    aggregation_of,
+    connect,
+    local_tuning,
+    task_for,
+    unit_scores,
+)
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import subtract, travels
 
@@ -57,6 +66,23 @@ class EmulatorWorker:
         self._aggregation = aggregation_of(config.peft)
         self._loaded = Loaded(cache, lambda blob: EmulatorSession(blob, config))
 
+    def gains(self, message: Message) -> Message:
+        """Looks at the gradient of this device's data in front of the first round."""
+        torch.set_num_threads(1)
+        order = wire.read_order(message)
+        if order.emulator is not None:
+            self._cache.put(order.device, order.model_hash, order.emulator)
+        session = self._loaded.of(order.device, order.model_hash)
+        if session is None:
+            return wire.no_emulator_reply(message, order)
+        encoded = self._data.encoded(order.device, session)
+        session.adapter.resize(order.layout)
+        session.adapter.write(order.adapter)
+        gains = gains_of(
+            self._config, session.adapter, session.task, encoded, f"device {order.device}"
+        )
+        return gains_reply(message, order, gains, len(encoded))
+
     def train(self, message: Message) -> Message:
         """Tunes the received adapter on this device's data and answers with the update."""
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
@@ -69,7 +95,7 @@ class EmulatorWorker:
             return wire.no_emulator_reply(message, order)
         encoded = self._data.encoded(order.device, session)
         if order.layout:
-            session.adapter.resize(order.layout)
+            session.adapter.resize(order.layout, order.units)
         session.adapter.write(order.adapter)
         tuned = {
             name: parameter
@@ -79,6 +105,7 @@ class EmulatorWorker:
         if session.link is not None:
             session.link.close_book()  # whatever a device before this one left
             session.link.redraw(order.round, device=order.device)
+        meter = unit_scores(self._config.peft, tuned) if order.scored else None
         loss, steps = tune(
             session.adapter.model,
             tuned,
@@ -86,6 +113,7 @@ class EmulatorWorker:
             encoded,
             local_tuning(self._config.finetune, order.proximal_mu),
             generator(self._config.seed, "local", order.round, order.device),
+            watch=None if meter is None else meter.update,
         )
         return wire.update_reply(
             message,
@@ -100,4 +128,5 @@ class EmulatorWorker:
             steps=steps,
             seconds=time.monotonic() - started,
             crossed={} if session.link is None else asdict(session.link.close_book()),
+            scores=None if meter is None else meter.by_block(),
         )

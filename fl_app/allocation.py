@@ -5,21 +5,26 @@ class's limits and is cut to the server's: what a device tunes is a prefix of wh
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_app.errors import ConfigError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.emulator import Split
+from fl_app.gains import Gains
 from fl_app.layout.budgets import Budgets, PriceOf, fit
 from fl_app.layout.choose import choose
 from fl_app.layout.prefix import Layout, cut
 from fl_app.layout.rounding import Sizes, apportion
 from fl_app.layout.rules import profile
+from fl_app.layout.sensitivity import BudgetSchedule
 from fl_app.pricing import LayoutPrices, device_of, require_steps
+from fl_app.profiling import most_units
 from fl_app.schema import (
     BudgetConfig,
     Config,
@@ -31,22 +36,33 @@ from fl_app.schema import (
 from fl_app.seeding import generator
 from fl_app.updates import Update, num_reals
 
+Scores = list[NDArray[np.float64]] | None
+"""Of every block the gains of its units; None for rules that need none."""
+
 _LIMITS = [each.name for each in dataclasses.fields(BudgetConfig)]
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Who tunes what in a run whose layouts stay the same.
+    """Who tunes what: at the start, and throughout where there is no schedule.
 
     Attributes:
         server: rank of every tuned block; empty without LoRA.
         classes: name of a device class to its layout, each within the server's.
         class_of: device to the name of its class; empty where all devices are alike.
+        schedule: units after every round, for rule sensitivity; None for layouts that stay.
+        price_of: what a layout costs a device, for rule channel_aware; None for others.
+        deadline_s: the deadline of a round, likewise; else ``inf``.
+        is_waiting: whether devices must look at the gradient first, see ``allocate``.
     """
 
     server: Layout
     classes: Mapping[str, Layout] = field(default_factory=dict)
     class_of: Mapping[int, str] = field(default_factory=dict)
+    schedule: BudgetSchedule | None = None
+    price_of: PriceOf | None = None
+    deadline_s: float = math.inf
+    is_waiting: bool = False
 
     @property
     def is_shared(self) -> bool:
@@ -70,7 +86,13 @@ class Allocation:
 
 
 def allocate(
-    config: Config, model_config: Any, *, num_labels: int, split: Split, adapter: Adapter
+    config: Config,
+    model_config: Any,
+    *,
+    num_labels: int,
+    split: Split,
+    adapter: Adapter,
+    gains: Gains | None = None,
 ) -> Allocation:
     """Makes the layouts of a run.
 
@@ -80,6 +102,8 @@ def allocate(
         num_labels: classes of a classifier, 0 for a language model.
         split: what devices hold.
         adapter: of the full model, uniform as built; not changed.
+        gains: of the units of all tuned blocks, for rule cost_aware; None while nobody has looked:
+            ranks are uniform then, and the allocation waits for gains.
 
     Raises:
         LayoutError: a limit that not even the smallest layout keeps.
@@ -97,11 +121,20 @@ def allocate(
     prices = LayoutPrices(
         config, peft, model_config, num_labels=num_labels, split=split, shapes=_shapes(adapter)
     )
-    server = _server(peft, prices, has_classes=bool(config.federation.classes))
+    if peft.layout.rule == "sensitivity":
+        return _falling(config, peft, prices)
+    if peft.layout.rule == "channel_aware":
+        deadline_s = peft.layout.round_s or math.inf
+        price_of = prices.of(peft.layout.device)
+        return Allocation(_uniform(peft, prices), price_of=price_of, deadline_s=deadline_s)
+    if peft.layout.rule == "cost_aware" and gains is None:
+        return Allocation(_uniform(peft, prices), is_waiting=True)
+    scores = None if gains is None else list(gains.values())
+    server = _server(peft, prices, scores, has_classes=bool(config.federation.classes))
     return Allocation(
         server=prices.layout(server),
         classes={
-            one.name: prices.layout(_of_class(peft, prices, one, server))
+            one.name: prices.layout(_of_class(peft, prices, one, server, scores))
             for one in config.federation.classes
         },
         class_of=classes_of(config.federation, config.seed),
@@ -166,19 +199,54 @@ def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in adapter.parameters.items()}
 
 
-def _server(peft: LoraConfig, prices: LayoutPrices, *, has_classes: bool) -> Sizes:
+def _server(peft: LoraConfig, prices: LayoutPrices, scores: Scores, *, has_classes: bool) -> Sizes:
     """Returns the layout that the server holds; that of all devices where there are no classes."""
     layout, price_of = peft.layout, prices.of(peft.layout.device)
     limits = {"params": layout.params} if has_classes else _limits(layout)
     if layout.rule == "list":
         return _listed(layout, price_of, prices.num_blocks, Budgets(**limits))
     if all(limit is None for limit in limits.values()):
-        limits["params"] = price_of([peft.rank] * prices.num_blocks).params
-    return _chosen(peft, price_of, prices.num_blocks, Budgets(**limits))
+        limits["params"] = _params(peft, price_of, prices.num_blocks)
+    return _chosen(peft, price_of, prices.num_blocks, Budgets(**limits), scores=scores)
+
+
+def _uniform(peft: LoraConfig, prices: LayoutPrices) -> Layout:
+    """Returns the server's uniform layout under the limit on parameters alone."""
+    price_of, count = prices.of(peft.layout.device), prices.num_blocks
+    budgets = Budgets(params=_params(peft, price_of, count))
+    sizes = _chosen(peft, price_of, count, budgets, rule="uniform")
+    return prices.layout(sizes)
+
+
+def _params(peft: LoraConfig, price_of: PriceOf, num_blocks: int) -> int:
+    """Returns the limit on parameters: by default those of the uniform layout of peft.rank."""
+    return peft.layout.params or price_of([peft.rank] * num_blocks).params
+
+
+def _falling(config: Config, peft: LoraConfig, prices: LayoutPrices) -> Allocation:
+    """Returns AdaLoRA's start: uniform, and above the budget that it falls to."""
+    layout, scores, count = peft.layout, peft.layout.scores, prices.num_blocks
+    price_of = prices.of(layout.device)
+    budgets = Budgets(params=_params(peft, price_of, count))
+    end = int(_chosen(peft, price_of, count, budgets, rule="uniform").sum())
+    start = max(end, math.floor(scores.start * end))
+    schedule = BudgetSchedule(
+        start=start,
+        end=end,
+        warmup=scores.warmup,
+        final=scores.final,
+        steps=config.strategy.num_rounds,
+    )
+    sizes = apportion(np.ones(count), start, largest=layout.max_rank or start)
+    return Allocation(server=prices.layout(sizes), schedule=schedule)
 
 
 def _of_class(
-    peft: LoraConfig, prices: LayoutPrices, one: DeviceClassConfig, server: Sizes
+    peft: LoraConfig,
+    prices: LayoutPrices,
+    one: DeviceClassConfig,
+    server: Sizes,
+    scores: Scores,
 ) -> Sizes:
     """Returns a class's layout: the rule's under the class's limits, cut to the server's."""
     limits = {**_limits(peft.layout), "params": None}
@@ -189,7 +257,7 @@ def _of_class(
     if peft.layout.rule == "list":  # the ranks given say in what proportion
         sizes = fit(profile(server, largest=int(server.max())), price_of, budgets)
     else:
-        sizes = _chosen(peft, price_of, prices.num_blocks, budgets)
+        sizes = _chosen(peft, price_of, prices.num_blocks, budgets, scores=scores)
     return np.minimum(sizes, server)
 
 
@@ -197,15 +265,23 @@ def _limits(limits: BudgetConfig) -> dict[str, Any]:
     return {name: getattr(limits, name) for name in _LIMITS}
 
 
-def _chosen(peft: LoraConfig, price_of: PriceOf, num_blocks: int, budgets: Budgets) -> Sizes:
+def _chosen(
+    peft: LoraConfig,
+    price_of: PriceOf,
+    num_blocks: int,
+    budgets: Budgets,
+    rule: str | None = None,
+    scores: Scores = None,
+) -> Sizes:
     layout = peft.layout
     return choose(
-        layout.rule,
+        rule or layout.rule,
         price_of=price_of,
         budgets=budgets,
         num_blocks=num_blocks,
-        largest=layout.max_rank or peft.rank * num_blocks,
+        largest=most_units(peft, num_blocks),
         num_tuned=layout.num_tuned,
+        scores=scores,
     )
 
 

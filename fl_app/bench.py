@@ -4,7 +4,9 @@ Model and data are loaded, and what devices download once is made and packed.
 """
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,11 @@ from fl_app.fomo.backbone import Backbone, load_backbone
 from fl_app.fomo.connection_insert import Insertion, gradients_return
 from fl_app.fomo.minilm import minilm_path
 from fl_app.fomo.pooler import pooler_of, standardise_pooler
+from fl_app.gains import Gains
+from fl_app.layout.prefix import Layout
 from fl_app.material import Material, dealing_columns, load_material
 from fl_app.piece import Piece
+from fl_app.profiling import server_gains
 from fl_app.schema import (
     Config,
     EmulatorDownloadStrategy,
@@ -73,6 +78,7 @@ class Bench:
         allocation: which blocks have how much LoRA, on the server and on every device.
         ensemble: of soft prompts; None where all devices tune one adapter.
         times: what groups of blocks take devices; None without a schedule.
+        allocate_by: makes layouts from gains.
     """
 
     config: Config
@@ -87,6 +93,20 @@ class Bench:
     allocation: Allocation = field(default_factory=lambda: Allocation(server={}))
     ensemble: Ensemble | None = None
     times: BlockTimes | None = None
+    allocate_by: Callable[[Gains], tuple[Allocation, BlockTimes | None]] | None = None
+
+    def take(self, gains: Gains) -> None:
+        """Makes the layouts that waited for devices' gains, and gives them to the adapters."""
+        if self.allocate_by is not None:
+            self.resize(dict.fromkeys(self.full.layout, 1))
+            self.allocation, self.times = self.allocate_by(gains)
+            self.resize(self.allocation.server)
+
+    def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Gives the adapters of full model and emulator a layout; see ``Adapter.resize``."""
+        for adapter in (self.full, self.piece.emulated):
+            if adapter is not None and layout:
+                adapter.resize(layout, units)
 
 
 def model_source(model: ModelConfig) -> str:
@@ -142,19 +162,17 @@ def prepare(
         later_tuned=piece.later_tuned,
         carried=carried,
     )
-    allocation, times = _allocation(config, like or config, backbone, piece, full)
-    for adapter in (full, piece.emulated):
-        if adapter is not None and allocation.server:
-            adapter.resize(allocation.server)
+    gains = server_gains(config, full, task, public)
+    allocate_by = partial(_allocation, config, like or config, backbone, piece, full)
+    allocation, times = allocate_by(gains)
     facts = {
         "name": _name(config.model),
         "num_parameters": num_parameters,
         "num_blocks": piece.split.total,
         **piece.facts,
-        "adapter_parameters": sum(p.numel() for p in full.parameters.values()),
     }
     _warn_of_one_way(config, full, blocks)
-    return Bench(
+    bench = Bench(
         config=config,
         backbone=backbone,
         piece=piece,
@@ -167,7 +185,11 @@ def prepare(
         allocation=allocation,
         ensemble=ensemble_of(config, backbone=backbone, full=full, task=task, public=public),
         times=times,
+        allocate_by=allocate_by,
     )
+    bench.resize(allocation.server)
+    bench.facts["adapter_parameters"] = sum(p.numel() for p in full.parameters.values())
+    return bench
 
 
 def starting_adapter(bench: Bench) -> Update:
@@ -176,7 +198,12 @@ def starting_adapter(bench: Bench) -> Update:
 
 
 def _allocation(
-    config: Config, like: Config, backbone: Backbone, piece: Piece, full: Adapter
+    config: Config,
+    like: Config,
+    backbone: Backbone,
+    piece: Piece,
+    full: Adapter,
+    gains: Gains | None,
 ) -> tuple[Allocation, BlockTimes | None]:
     """Makes the layouts; a comparison run has those of its run, priced on the run's devices."""
     split = piece.split
@@ -188,14 +215,14 @@ def _allocation(
         "num_labels": 0 if config.model.task == "causal_lm" else len(backbone.labels),
         "split": split,
     }
-    made = allocate(asked, backbone.model.config, adapter=full, **priced)
+    made = allocate(asked, backbone.model.config, adapter=full, gains=gains, **priced)
     shapes = {name: tuple(parameter.shape) for name, parameter in full.parameters.items()}
     times = None
     if is_scheduled(config.strategy):
         place: dict[str, Any] = {"shapes": shapes, "server": made.server}
         times = block_times(asked, backbone.model.config, **priced, **place)
     is_uneven = config.federation.classes and times is None  # a schedule cuts by itself
-    return made if is_uneven else Allocation(server=made.server), times
+    return made if is_uneven else replace(made, classes={}, class_of={}), times
 
 
 def _piece(

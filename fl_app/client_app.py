@@ -22,6 +22,14 @@ def hello(message: Message, context: Context) -> Message:
     return hello_wire.hello_reply(message, partition, cache_of(context).names(partition))
 
 
+@app.query("gains")
+def look_at_gradient(message: Message, context: Context) -> Message:
+    """Says what LoRA units could gain, before layouts are made."""
+    from clients.build import worker_of
+
+    return worker_of(context).gains(message)
+
+
 @app.train("emulator")
 @discreet
 def train_on_emulator(message: Message, context: Context) -> Message:

@@ -27,7 +27,15 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 _OPEN = "strategy.server_rule.options"
 """The one table without fixed keys: what it may hold depends on the rule."""
 
-LAYOUT_FILES = ("linear_up", "linear_down", "u_shape", "top_n")
+LAYOUT_FILES = (
+    "linear_up",
+    "linear_down",
+    "u_shape",
+    "top_n",
+    "sensitivity",
+    "cost_aware",
+    "channel_aware",
+)
 """Layout rules with a file of their own in ``conf/peft``."""
 GROUPS: dict[str, dict[str, type]] = {
     "model": {

@@ -1,6 +1,6 @@
 """One device's local fine-tuning: a plain loop that knows no Flower and no emulator."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,7 @@ def tune(
     encoded: Encoded,
     settings: LocalTuning,
     rng: np.random.Generator,
+    watch: Callable[[], None] | None = None,
 ) -> tuple[float, int]:
     """Tunes the parameters in place.
 
@@ -100,6 +101,8 @@ def tune(
         encoded: the device's examples, at least one.
         settings: learning rates and lengths.
         rng: orders the examples.
+        watch: called in every step while the parameters hold their gradients, before these are
+            clipped and used; None for nothing.
 
     Returns:
         (mean loss over the steps, number of steps).
@@ -132,6 +135,8 @@ def tune(
             loss = loss + settings.proximal_mu / 2 * torch.stack(pulls).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if watch is not None:
+            watch()
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
         optimiser.step()
     return float(np.mean(losses)), len(losses)

@@ -16,9 +16,12 @@ from fl_app import wire
 from fl_app.bench import Bench, measure, starting_adapter
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
+from fl_app.profiling import most_units
 from fl_app.result import RoundRecord
-from fl_app.schema import Config
+from fl_app.schema import Config, LoraConfig
 from fl_app.updates import Update
+from strategies.adaptive import build_layouts
+from strategies.ask_gains import ask_gains
 from strategies.build import build_strategy
 from strategies.fit import require_enough
 from strategies.roster import call_roster
@@ -57,7 +60,8 @@ def federate(
 
     Args:
         grid: the way to the devices.
-        bench: the prepared server; its adapters are left at the final values.
+        bench: the prepared server; its adapters are left at the final layout, and at the final
+            values where rounds are measured.
         measure_rounds: measure emulator and plug-in after every round, for the curves.
         outcome: filled and returned; pass one to see what was reached before an exception.
 
@@ -67,11 +71,26 @@ def federate(
     config, outcome = bench.config, outcome or Outcome()
     roster = call_roster(grid, config.federation)
     require_enough(config, roster)
+    match config.peft:
+        case LoraConfig() as peft if bench.allocation.is_waiting:
+            gains = ask_gains(
+                grid,
+                roster,
+                outcome.ledger,
+                blob=bench.piece.blob,
+                adapter=bench.full.read(),
+                layout=bench.full.layout,
+                largest=most_units(peft, len(bench.full.layout)),
+                timeout_s=config.federation.timeout_s,
+            )
+            bench.take(gains)
+    layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.is_a_tuned)
     strategy = build_strategy(
         config,
         roster=roster,
         ledger=outcome.ledger,
-        layouts=bench.allocation,
+        layouts=layouts,
+        scoring=scoring,
         times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,
@@ -85,6 +104,7 @@ def federate(
             groups = strategy.groups
             devices = [groups.devices(group) for group in range(len(groups))]
             bench.ensemble.note(server_round, outcome.adapter, devices)
+        bench.resize(layouts.server, scoring.units)
         if measure_rounds:
             measured[server_round] = {
                 **measure(bench, outcome.adapter, bench.round_test),

@@ -23,6 +23,7 @@ What = Literal[
     "update",
     "features",
     "slopes",
+    "scores",
     "relay",
     "trial",
     "advert",
@@ -34,7 +35,7 @@ What = Literal[
 PAYLOADS: Mapping[str, tuple[What, ...]] = MappingProxyType(
     {
         "downlink": ("adapter", "emulator", "states", "gradient", "control", "relay", "trial"),
-        "uplink": ("update", "features", "slopes", "control", "relay", "trial"),
+        "uplink": ("update", "features", "slopes", "scores", "control", "relay", "trial"),
         "d2d": ("advert", "prompt"),
     }
 )
@@ -284,18 +285,18 @@ class Ledger:
             ``uplink_bytes`` and ``downlink_bytes``; the parts of the downlink ``emulator_bytes``
             (the device's part of the model, for gradient download), ``adapter_downlink_bytes`` and
             ``gradient_bytes`` (with last states); ``feature_bytes``, the part of the uplink that
-            was features and gradients of last states; ``relay_bytes`` of both links, what the
-            server passed on between devices; ``trial_bytes`` of both links, what measuring other
-            devices' prompts cost; ``control_bytes`` of both links, what is none of these;
-            ``d2d_bytes``, ``d2d_seconds`` and ``d2d_joules`` of sends from device to device, 0
-            without any; ``channel_uses``, ``radio_seconds`` and ``radio_joules`` of a radio uplink,
-            0 without one; ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of
-            devices) and ``connection_server_joules`` of neural connections, 0 without one;
+            was features and gradients of last states; ``score_bytes``, scores of LoRA units;
+            ``relay_bytes`` of both links, what the server passed on between devices;
+            ``trial_bytes`` of both links, what measuring other devices' prompts cost;
+            ``control_bytes`` of both links, what is none of these; ``d2d_bytes``, ``d2d_seconds``
+            and ``d2d_joules`` of sends from device to device, 0 without any; ``channel_uses``,
+            ``radio_seconds`` and ``radio_joules`` of a radio uplink, 0 without one;
+            ``connection_uses``, ``connection_seconds``, ``connection_joules`` (of devices) and
+            ``connection_server_joules`` of neural connections, 0 without one;
             ``scheduled_compute_s`` and ``scheduled_uplink_s`` of all devices and ``scheduled_s`` of
             rounds, as predicted by a schedule, 0 without one; and ``per_round``, one row with
-            ``round``,
-            ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of radio and
-            connections for every round with a booking, ascending.
+            ``round``, ``uplink_bytes``, ``downlink_bytes``, ``emulator_bytes`` and the figures of
+            radio and connections for every round with a booking, ascending.
         """
         return {
             "uplink_bytes": self.total_bytes(link="uplink"),
@@ -304,6 +305,7 @@ class Ledger:
             "adapter_downlink_bytes": self.total_bytes(link="downlink", what="adapter"),
             "gradient_bytes": self.total_bytes(what="gradient") + self.total_bytes(what="states"),
             "feature_bytes": self.total_bytes(what="features") + self.total_bytes(what="slopes"),
+            "score_bytes": self.total_bytes(what="scores"),
             "relay_bytes": self.total_bytes(what="relay"),
             "trial_bytes": self.total_bytes(what="trial"),
             "control_bytes": self.total_bytes(what="control"),

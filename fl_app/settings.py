@@ -1,7 +1,7 @@
 """Configuration to the flat settings that server and device must agree on."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -31,6 +31,7 @@ from fl_app.schema import (
     TransferPrompt,
 )
 from fl_app.tasks import Columns, Task, build_task
+from fl_app.unit_scores import UnitScores
 from fl_app.wireless.channel import Fading, Kind
 
 
@@ -50,6 +51,20 @@ def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
             return None
         case _:
             raise ConfigError(f"peft of type {type(peft).__name__} is unknown")
+
+
+def unit_scores(peft: PeftConfig, parameters: Mapping[str, nn.Parameter]) -> UnitScores:
+    """Returns what scores the units of LoRA while these parameters are tuned.
+
+    Raises:
+        ConfigError: there is no LoRA.
+    """
+    match peft:
+        case LoraConfig(layout=layout):
+            scores = layout.scores
+            return UnitScores(parameters, beta1=scores.beta1, beta2=scores.beta2)
+        case _:
+            raise ConfigError(f"peft of type {type(peft).__name__} has no units to score")
 
 
 def num_prompt_of(peft: PeftConfig) -> int:

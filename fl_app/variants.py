@@ -15,6 +15,8 @@ from fl_app.schema import (
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     HeadConfig,
+    LayoutConfig,
+    LoraConfig,
     NoPrompt,
     ServerRuleConfig,
     StrategyConfig,
@@ -90,6 +92,15 @@ def _outer(strategy: StrategyConfig) -> tuple[int, int]:
             raise ConfigError(f"strategy {type(strategy).__name__} has no comparison runs")
 
 
+def _rounds_alone(config: Config) -> int:
+    """Returns the rounds of one device that holds all data: one, unless layouts change by round."""
+    match config.peft:
+        case LoraConfig(layout=LayoutConfig(rule="sensitivity")):
+            return config.strategy.num_rounds
+        case _:
+            return 1
+
+
 def _one_device(config: Config) -> Config:
     """One device with all training data, and at most as many local steps as the federation makes.
 
@@ -99,12 +110,15 @@ def _one_device(config: Config) -> Config:
     """
     federation, finetune = config.federation, config.finetune
     drawn = federation.devices_per_round or federation.num_devices
-    rounds = config.strategy.num_rounds
+    kept = _rounds_alone(config)
+    rounds = config.strategy.num_rounds // kept
     steps = finetune.max_steps
     return dataclasses.replace(
         config,
         prompt=NoPrompt(),
-        strategy=dataclasses.replace(config.strategy, num_rounds=1, server_rule=ServerRuleConfig()),
+        strategy=dataclasses.replace(
+            config.strategy, num_rounds=kept, server_rule=ServerRuleConfig()
+        ),
         federation=dataclasses.replace(
             federation, num_devices=1, devices_per_round=None, classes=[]
         ),

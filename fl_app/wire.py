@@ -5,8 +5,8 @@ instead of one per tensor, and the bytes booked are the bytes sent.
 """
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fl_app.errors import WireError
-from fl_app.layout_wire import layout_fields, read_layout
+from fl_app.layout_wire import (
+    SCORE_BYTES,
+    Scores,
+    layout_fields,
+    pack_scores,
+    read_layout,
+    read_scores,
+    read_units,
+)
 from fl_app.updates import Update, is_finite
 
-ADAPTER, UPDATE, EMULATOR = "adapter", "update", "emulator"
+ADAPTER, UPDATE, EMULATOR, SCORES = "adapter", "update", "emulator", "scores"
 CONFIG, METRICS = "config", "metrics"
 BLOB = "blob"
 
@@ -27,13 +35,14 @@ ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
 MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
 NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
 STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
+SCORED = "scored"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
 CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
 """Counted at a device's neural connection; forward is from device to server."""
 
 ACTION_TRAIN = "train.emulator"
 
-_MAX_EXAMPLES = 1_000_000_000
+MAX_EXAMPLES = 1_000_000_000
 """Weights come from devices and are trusted up to this many examples."""
 _MAX_SECONDS = 1e9
 MAX_FIGURE = float(np.finfo(np.float32).max)
@@ -54,6 +63,9 @@ class Order:
         proximal_mu: FedProx's mu.
         layout: LoRA's rank in every tuned block, 0 for a block to be left alone; empty where the
             adapter has no LoRA.
+        units: of every block, which rows of A as drawn its units are; empty for the first ones, and
+            where A itself travels.
+        scored: whether the answer must score the layout's units.
     """
 
     round: int
@@ -64,6 +76,8 @@ class Order:
     emulator: bytes | None
     proximal_mu: float = 0.0
     layout: Mapping[int, int] = field(default_factory=dict)
+    units: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,12 @@ class Reply:
     num_examples: int
     loss: float
     seconds: float
+    scores: Scores = field(default_factory=dict)
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of the scores as sent."""
+        return SCORE_BYTES * sum(len(own) for own in self.scores.values())
 
 
 def blob_record(blob: bytes) -> ArrayRecord:
@@ -105,13 +125,16 @@ def from_blob(blob: bytes) -> Update:
         raise WireError("damaged", f"the payload is no safetensors blob: {error}") from error
 
 
-def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
+def order_message(
+    order: Order, node: int, adapter: ArrayRecord, action: str = ACTION_TRAIN
+) -> Message:
     """Builds the message that sends one device to work.
 
     Args:
         order: what to do; its adapter is already wrapped, once for all devices.
         node: Flower's id of the node that plays the device.
         adapter: the wrapped adapter.
+        action: what the device is to do with it.
     """
     config = ConfigRecord(
         {
@@ -121,13 +144,14 @@ def order_message(order: Order, node: int, adapter: ArrayRecord) -> Message:
             MODEL_HASH: order.model_hash,
             PROXIMAL_MU: order.proximal_mu,
             CRC: zlib.crc32(blob_of(adapter)),
-            **layout_fields(order.layout),
+            SCORED: order.scored,
+            **layout_fields(order.layout, order.units),
         }
     )
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
     if order.emulator is not None:
         content[EMULATOR] = blob_record(order.emulator)
-    return Message(content, node, ACTION_TRAIN)
+    return Message(content, node, action)
 
 
 def read_order(message: Message) -> Order:
@@ -144,6 +168,7 @@ def read_order(message: Message) -> Order:
     if zlib.crc32(blob) != field_of(config, CRC, int):
         raise WireError("damaged", "the adapter's checksum differs")
     emulator = content.array_records.get(EMULATOR)
+    layout = read_layout(config)
     return Order(
         round=field_of(config, ROUND, int),
         device=field_of(config, DEVICE, int),
@@ -152,7 +177,9 @@ def read_order(message: Message) -> Order:
         adapter=from_blob(blob),
         emulator=None if emulator is None else blob_of(emulator),
         proximal_mu=field_of(config, PROXIMAL_MU, float),
-        layout=read_layout(config),
+        layout=layout,
+        units=read_units(config, layout),
+        scored=field_of(config, SCORED, bool),
     )
 
 
@@ -167,8 +194,13 @@ def update_reply(
     steps: int,
     seconds: float,
     crossed: Mapping[str, int],
+    scores: Scores | None = None,
 ) -> Message:
-    """Builds a device's answer; ``crossed`` is empty or has a count for each of ``CROSSED``."""
+    """Builds a device's answer.
+
+    ``crossed`` is empty or has a count for each of ``CROSSED``; scores go along where the order
+    asks for them.
+    """
     blob = to_blob(update)
     config = ConfigRecord(
         {
@@ -183,9 +215,10 @@ def update_reply(
     metrics = MetricRecord(
         {NUM_EXAMPLES: num_examples, LOSS: loss, STEPS: steps, SECONDS: seconds, **crossed}
     )
-    return Message(
-        RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics}), reply_to=message
-    )
+    content = RecordDict({UPDATE: blob_record(blob), CONFIG: config, METRICS: metrics})
+    if scores is not None:
+        content[SCORES] = blob_record(pack_scores(scores, order.layout))
+    return Message(content, reply_to=message)
 
 
 def no_emulator_reply(message: Message, order: Order) -> Message:
@@ -202,11 +235,11 @@ def lacks_emulator(message: Message) -> bool:
     return config.get(STATUS) == STATUS_NO_EMULATOR
 
 
-def uplink_bytes(message: Message) -> int:
-    """Returns the payload bytes of a reply, 0 where it carries none."""
-    if message.has_error() or UPDATE not in message.content.array_records:
+def uplink_bytes(message: Message, record: str = UPDATE) -> int:
+    """Returns the payload bytes of a reply, or of another of its records; 0 where it has none."""
+    if message.has_error() or record not in message.content.array_records:
         return 0
-    return sum(len(array.data) for array in message.content.array_records[UPDATE].values())
+    return sum(len(array.data) for array in message.content.array_records[record].values())
 
 
 def read_update(message: Message, *, order: Order, layout_hash: str, like: Update) -> Reply:
@@ -221,8 +254,8 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
     Raises:
         WireError: with the reason the report books: ``error``, ``missing``, ``wrong-round``,
             ``wrong-device``, ``wrong-model``, ``wrong-layout``, ``damaged``, ``wrong-shape``,
-            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds``, ``bad-count`` or
-            ``no-emulator``.
+            ``wrong-dtype``, ``not-finite``, ``bad-weight``, ``bad-seconds``, ``bad-count``,
+            ``bad-score`` or ``no-emulator``.
     """
     if message.has_error():
         raise WireError("error", str(message.error.reason))
@@ -240,7 +273,7 @@ def read_update(message: Message, *, order: Order, layout_hash: str, like: Updat
         from_blob(blob), {**config, **metrics}, order=order, layout_hash=layout_hash, like=like
     )
     counts_of(content)
-    return reply
+    return replace(reply, scores=_scores(content, order.layout)) if order.scored else reply
 
 
 def check_update(
@@ -272,13 +305,19 @@ def check_update(
         raise WireError("not-finite", "the update holds NaN or infinity")
     num_examples = field_of(facts, NUM_EXAMPLES, int)
     loss, seconds = field_of(facts, LOSS, float), field_of(facts, SECONDS, float)
-    if not 0 < num_examples <= _MAX_EXAMPLES:
-        raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{_MAX_EXAMPLES}")
+    if not 0 < num_examples <= MAX_EXAMPLES:
+        raise WireError("bad-weight", f"{NUM_EXAMPLES}={num_examples} is not in 1..{MAX_EXAMPLES}")
     if not abs(loss) <= MAX_FIGURE:
         raise WireError("not-finite", f"{LOSS}={loss} is no float32")
     if not 0 <= seconds <= _MAX_SECONDS:
         raise WireError("bad-seconds", f"{SECONDS}={seconds} is not in 0..{_MAX_SECONDS:g}")
     return Reply(order.device, update, num_examples, loss, seconds)
+
+
+def _scores(content: RecordDict, layout: Mapping[int, int]) -> Scores:
+    if BLOB not in content.array_records.get(SCORES, {}):
+        raise WireError("missing", f"the reply carries no '{SCORES}'")
+    return read_scores(blob_of(content.array_records[SCORES]), layout)
 
 
 def counts_of(content: RecordDict) -> dict[str, int]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fl_app import updates, wire
 from fl_app.errors import RunError, WireError
 from fl_app.fomo.package import content_hash
-from fl_app.layout.prefix import cut, pad
+from fl_app.layout.prefix import cut, cut_units, pad
 from fl_app.ledger import Ledger
 from fl_app.seeding import generator
 from fl_app.updates import Update
@@ -33,6 +33,7 @@ from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
 from strategies.schedule import RoundPlan, Scheduler
+from strategies.scoring import Scoring
 from strategies.uplink import Received, Sent, Uplink
 
 log = logging.getLogger("deft")
@@ -49,6 +50,7 @@ class FederatedDeft(Strategy):
         groups: which devices share an adapter, and how the server moves it.
         ledger: every byte sent is booked here.
         scheduler: which device tunes which units in a round, and on how much of the band.
+        scoring: what becomes of units between rounds.
         combine: how updates of unequal ranks are combined.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
@@ -66,6 +68,7 @@ class FederatedDeft(Strategy):
         groups: Groups,
         ledger: Ledger,
         scheduler: Scheduler,
+        scoring: Scoring,
         combine: Combine,
         aggregation: str,
         devices_per_round: int,
@@ -78,7 +81,7 @@ class FederatedDeft(Strategy):
         self._ledger, self._seed = ledger, seed
         self._aggregation, self._scheduler = aggregation, scheduler
         self._planned = RoundPlan({})
-        self._combine = combine
+        self._scoring, self._combine = scoring, combine
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._adapters: list[Update] = []
@@ -147,6 +150,8 @@ class FederatedDeft(Strategy):
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
         self._planned = self._scheduler.plan(server_round, cohort, self._tuned)
         self._book_plan(server_round)
+        for device in sorted(set(cohort) - set(self._planned.layouts)):
+            self.rounds[server_round].drop(device, "too-slow")
         self._orders = {
             device: wire.Order(
                 round=server_round,
@@ -157,6 +162,8 @@ class FederatedDeft(Strategy):
                 emulator=self.download(device),
                 proximal_mu=proximal_mu,
                 layout=layout,
+                units=cut_units(self._scoring.units, layout),
+                scored=self._scoring.is_wanted(server_round),
             )
             for device, layout in self._planned.layouts.items()
         }
@@ -196,6 +203,7 @@ class FederatedDeft(Strategy):
             )
         refused = book.dropped.get("rule", [])
         accepted = [reply for reply in accepted if reply.device not in refused]
+        adapter = self._scoring.settle(server_round, adapter, accepted)
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
         book.devices = [reply.device for reply in accepted]
@@ -289,6 +297,7 @@ class FederatedDeft(Strategy):
                 sizes=[self._tuned[name].size for name in sorted(self._tuned)],
                 presence=self._held(accepted),
                 bandwidths_hz=self._planned.bandwidths_hz([reply.device for reply in accepted]),
+                score_bytes=np.array([reply.score_bytes for reply in accepted], np.int64),
             ),
             generator(self._seed, "uplink", server_round),
         )
@@ -302,7 +311,10 @@ class FederatedDeft(Strategy):
             for k, reply in enumerate(accepted):
                 order, joules = self._orders[reply.device], float(cost.joules[k])
                 self._book("uplink", order, "update", int(cost.payload_bytes[k]))
-                self._book("uplink", order, "control", int(cost.control_bytes[k]))
+                control = int(cost.control_bytes[k])
+                scores = min(reply.score_bytes, control)  # a silent device sends neither
+                self._book("uplink", order, "control", control - scores)
+                self._book("uplink", order, "scores", scores)
                 self._book("downlink", order, "control", cost.announced_bytes)
                 self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
         return received

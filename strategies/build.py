@@ -38,6 +38,7 @@ from fl_app.wireless.power import (
 from fl_app.wireless.radio import Radio
 from fl_app.wireless.units import dbm_to_watt, noise_power_from_tx_snr
 from strategies.base import FederatedDeft
+from strategies.channel_aware import ChannelLayouts, ChannelScheduler
 from strategies.combine import Combine, Whole, build_combine
 from strategies.crossings import Crossings
 from strategies.emulator_download import EmulatorDownload
@@ -55,6 +56,7 @@ from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
 from strategies.schedule import BlockScheduler, Scheduler, Unscheduled, blob_bits, class_links
+from strategies.scoring import Scoring
 from strategies.transfer_download import TransferDownload
 from strategies.transfer_phase import TransferTools
 from strategies.transport import build_transport
@@ -227,6 +229,9 @@ def build_scheduler(
     config: Config, layouts: Layouts, times: BlockTimes | None, uplink: Uplink
 ) -> Scheduler:
     """Turns ``strategy.schedule`` into what plans rounds; without one ``layouts`` say all."""
+    match layouts, uplink:
+        case ChannelLayouts(), DigitalUplink():
+            return ChannelScheduler(layouts, links=uplink.links, payload_bits=uplink.payload_bits)
     match config.strategy, times:
         case EmulatorDownloadStrategy(schedule=way), BlockTimes():
             match uplink:
@@ -248,6 +253,7 @@ def build_strategy(
     roster: Roster,
     ledger: Ledger,
     layouts: Layouts,
+    scoring: Scoring,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
     times: BlockTimes | None = None,
@@ -259,6 +265,7 @@ def build_strategy(
         roster: its devices.
         ledger: books what is sent.
         layouts: which device tunes which units.
+        scoring: what becomes of units between rounds.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
         times: what groups of blocks take; None without a schedule.
@@ -278,6 +285,7 @@ def build_strategy(
         "groups": build_groups(config, roster),
         "ledger": ledger,
         "scheduler": scheduler,
+        "scoring": scoring,
         "combine": combine,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),

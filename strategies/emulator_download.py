@@ -61,6 +61,8 @@ class EmulatorDownload(FederatedDeft):
         if not self._scheduler.is_shared:
             told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
             self._book("downlink", order, "control", told)
+        listed = sum(len(own) for own in order.units.values())
+        self._book("downlink", order, "control", RANK_BYTES * listed)
         if order.emulator is not None:
             self._book("downlink", order, "emulator", len(order.emulator))
         return wire.order_message(order, self._roster.node_of[order.device], arrays)
@@ -89,6 +91,7 @@ class EmulatorDownload(FederatedDeft):
         if not self._uplink.is_radio:  # a radio is booked for what it sends, not for this message
             for message in messages:
                 self._book("uplink", order, "update", wire.uplink_bytes(message))
+                self._book("uplink", order, "scores", wire.uplink_bytes(message, wire.SCORES))
         self._crossings.book(order, messages)
         try:
             reply = self._accepted(judge(messages, **self._expected(order)))

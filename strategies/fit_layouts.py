@@ -7,10 +7,11 @@ from fl_app.schema import (
     AircompChannel,
     Config,
     DigitalChannel,
+    EmulatorDownloadStrategy,
     GradientDownloadStrategy,
     LoraConfig,
 )
-from strategies.rules import COMPARING
+from strategies.rules import COMPARING, REMEMBERING
 
 
 def require_layouts(config: Config) -> None:
@@ -43,9 +44,66 @@ def require_layouts(config: Config) -> None:
             "connection.carries=lora_a is built for one LoRA rank; set peft=lora and "
             "federation.classes=[] without budgets, or connection.carries=features"
         )
+    match peft.layout.rule:
+        case "sensitivity":
+            _require_scored(config, peft)
+            _require_rounds(config, peft)
+        case "channel_aware":
+            _require_scored(config, peft)
+            _require_rate(config, peft)
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
+
+
+def _require_scored(config: Config, peft: LoraConfig) -> None:
+    """Checks what keeps units apart and in the order of their scores."""
+    rule, server_rule = peft.layout.rule, config.strategy.server_rule.name
+    if config.federation.classes:
+        raise ConfigError(
+            f"peft.layout.rule={rule} gives layouts round by round, federation.classes for the "
+            "whole run; set federation.classes=[], or peft.layout.rule=cost_aware"
+        )
+    match config.strategy:
+        case EmulatorDownloadStrategy(schedule=way) if way != "none":
+            raise ConfigError(
+                f"peft.layout.rule={rule} says itself who tunes what in a round; set "
+                f"strategy.schedule=none instead of {way}, or another peft.layout.rule"
+            )
+    if peft.aggregation == "exact":
+        raise ConfigError(
+            f"peft.layout.rule={rule} scores units, and peft.aggregation=exact makes new ones "
+            "every round; set peft.aggregation=freeze-a, factors or alternate"
+        )
+    if server_rule in REMEMBERING:
+        raise ConfigError(
+            f"strategy.server_rule.name={server_rule} remembers moments entry by entry, and "
+            f"peft.layout.rule={rule} moves entries about; choose fedavg, or a rule without memory"
+        )
+
+
+def _require_rate(config: Config, peft: LoraConfig) -> None:
+    """Checks that devices have a rate of their own in every round."""
+    match config.channel:
+        case DigitalChannel():
+            pass
+        case _:
+            raise ConfigError(
+                f"channel={type(config.channel).__name__}: peft.layout.rule=channel_aware goes by "
+                "the rate of every device in the round; set channel=digital"
+            )
+    require_combine(config, peft)
+    require_held(config, "peft.layout.rule=channel_aware")
+
+
+def _require_rounds(config: Config, peft: LoraConfig) -> None:
+    """Checks that the schedule of a falling budget fits into the rounds."""
+    scores, rounds = peft.layout.scores, config.strategy.num_rounds
+    if rounds <= scores.warmup + scores.final:
+        raise ConfigError(
+            f"strategy.num_rounds={rounds} must be more than peft.layout.scores.warmup="
+            f"{scores.warmup} and final={scores.final} together; raise it, or lower these"
+        )
 
 
 def require_combine(config: Config, peft: LoraConfig) -> None:

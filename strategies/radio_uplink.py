@@ -62,7 +62,7 @@ class AircompUplink:
             blocks=sent.sizes,
             presence=sent.presence,
         )
-        side_bytes = _side_bytes(sent, report)
+        side_bytes = _side_bytes(sent, report) + sent.beside
         cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         return _received(mean, sent, ~report.is_silent, _errors(report), cost)
 
@@ -98,7 +98,8 @@ class VoteUplink:
             rng,
             power=self._radio.power,
         )
-        side_bytes = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
+        own = 0 if self._step is not None else _SCALE_BYTES * len(sent.sizes)
+        side_bytes = own + sent.beside
         cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         figures = {
             "vote_error_rate": report.realised_error_rate,
@@ -149,6 +150,7 @@ class DigitalUplink:
         """Returns the mean of what arrived; no row if everybody was in outage."""
         state = self._radio.state(sent.round, sent.devices, sent.weights)
         place: dict[str, Any] = {"power": self._radio.power, "blocks": sent.sizes}
+        place["more_bits"] = 8 * sent.beside
         args = sent.updates, sent.weights, state, self._setup, rng
         if sent.presence is None:
             mean, report = aggregate_digitally(*args, **place)
@@ -181,7 +183,7 @@ def _air_cost(
     state: ChannelState,
     power: float,
     band: Band,
-    side_bytes: int | NDArray[np.int64],
+    side_bytes: NDArray[np.int64],
 ) -> Airtime:
     """Returns the cost of one superposition; each device sends its ``side_bytes`` before it.
 

@@ -40,6 +40,8 @@ RULES: dict[str, type[flower.FedAvg]] = {
 }
 COMPARING = {"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"}
 """Rules that compare devices with each other and therefore need every device's update."""
+REMEMBERING = {"fedavgm", "fedadagrad", "fedadam", "fedyogi"}
+"""Rules that remember figures of every entry from round to round."""
 _NOT_OPTIONS = {"self", "fraction_train", "fraction_evaluate", "min_train_nodes"} | {
     "min_evaluate_nodes",
     "min_available_nodes",

@@ -26,6 +26,8 @@ class Sent:
             none; a mean is then over those who hold an entry. None where all hold all.
         bandwidths_hz: [num_devices] shares of the band by schedule, with ``presence``; None where
             the channel shares it itself.
+        score_bytes: [num_devices] bytes of scores, digital side information of every channel; None
+            for none.
     """
 
     updates: NDArray[np.float32]
@@ -35,6 +37,13 @@ class Sent:
     sizes: Sequence[int]
     presence: NDArray[np.bool_] | None = None
     bandwidths_hz: NDArray[np.float64] | None = None
+    score_bytes: NDArray[np.int64] | None = None
+
+    @property
+    def beside(self) -> NDArray[np.int64]:
+        """[num_devices] bytes that go along with an update."""
+        none = np.zeros(len(self.updates), np.int64)
+        return none if self.score_bytes is None else self.score_bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Airtime:
         seconds: until the last symbol.
         joules: [num_devices] transmit energy.
         payload_bytes: [num_devices] bytes of updates sent digitally.
-        control_bytes: [num_devices] bytes of digital side information.
+        control_bytes: [num_devices] bytes of digital side information, ``Sent.beside`` included.
         announced_bytes: bytes that the server sends every device before it transmits.
     """
 

@@ -136,6 +136,7 @@ class Player:
             bench = prepare(as_reference(load_config(overrides), reference))
             self._benches[key] = bench, bench.full.read()
         bench, start = self._benches[key]
+        bench.resize(bench.allocation.server)  # a rule may have cut it
         bench.full.write(start)
         return bench, {name: array.copy() for name, array in start.items()}
 

@@ -8,7 +8,7 @@ an emulator plugs in as is.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,21 +170,32 @@ class Adapter:
         return dict(self._tuned)
 
     @property
+    def frozen_maps(self) -> dict[str, nn.Parameter]:
+        """The frozen weights that LoRA adapts, by canonical name of the map; {} without LoRA."""
+        return {} if self._lora is None else self._lora.frozen_maps
+
+    @property
     def layout(self) -> dict[int, int]:
         """LoRA's rank in every block that can have one, by index in the full model."""
         return {} if self._lora is None else self._lora.layout
 
-    def resize(self, layout: Layout) -> None:
+    @property
+    def is_a_tuned(self) -> bool:
+        """Whether there is LoRA whose A is tuned, and so among the parameters."""
+        return bool(getattr(self._spec, "train_a", False))
+
+    def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
         """Cuts or extends the LoRA factors in place; see ``LoraLayers.resize``.
 
         Args:
             layout: rank >= 0 of each of the blocks in ``self.layout``; empty without LoRA.
+            units: rows of a frozen A, by block; None for the first ones.
 
         Raises:
-            ModelError: other blocks, or a negative rank.
+            ModelError: other blocks, a negative rank, or not as many units as ranks.
         """
         if self._lora is not None:
-            self._lora.resize(layout)
+            self._lora.resize(layout, units)
             self._tuned = self._tunable()
         elif layout:
             raise ModelError(f"layout {dict(layout)}: this adapter has no LoRA; leave it empty")

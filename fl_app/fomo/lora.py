@@ -5,7 +5,7 @@ names and grow again for the next one: units are kept in nested order, the scale
 rank of the configuration, whatever rank a block has.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,20 @@ class LoraLayers:
             _Layer(path, name, block_number(name), layer, layer.lora_A[_NAME], layer.lora_B[_NAME])
             for path, name, layer in named
         ]
+        self._units: dict[int, tuple[int, ...]] = {}
+        """Of blocks whose frozen A is not the first rows as drawn: which rows it is."""
+
+    @property
+    def frozen_maps(self) -> dict[str, nn.Parameter]:
+        """The frozen weights that LoRA adapts, by canonical name of the map."""
+        return {layer.canonical: layer.peft.get_base_layer().weight for layer in self._layers}
 
     @property
     def layout(self) -> dict[int, int]:
         """Rank of every block that can have one, by index in the full model."""
         return dict(sorted({layer.block: layer.rank for layer in self._layers}.items()))
 
-    def resize(self, layout: Layout) -> None:
+    def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
         """Gives every block its rank, in place.
 
         Units that stay keep their values; new ones have their starting values (A as drawn, B 0),
@@ -111,18 +118,42 @@ class LoraLayers:
 
         Args:
             layout: rank >= 0 of every block of ``self.layout``, and of no other.
+            units: which rows of A as drawn a block's units are, for an A that is frozen and so
+                never sent; where they change, B is of no use until it is written. None or empty
+                for the first rows. A tuned A is written like B.
 
         Raises:
-            ModelError: other blocks, or a negative rank.
+            ModelError: other blocks, a negative rank, or not as many units as ranks.
         """
         own = self.layout
         if set(layout) != set(own) or min(layout.values(), default=0) < 0:
             raise ModelError(
                 f"layout {dict(layout)} must give each of the tuned blocks {list(own)} a rank >= 0"
             )
+        if units and any(len(units.get(block, ())) != rank for block, rank in layout.items()):
+            raise ModelError(f"units {dict(units)} must be as many as the ranks {dict(layout)}")
         for layer in self._layers:
             if layer.rank != layout[layer.block]:
                 self._resize(layer, layout[layer.block])
+        if not self._spec.train_a:
+            self._place(layout, units or {})
+
+    def _place(self, layout: Layout, units: Mapping[int, Sequence[int]]) -> None:
+        """Makes the rows of a frozen A those of the units."""
+        first = {block: tuple(range(rank)) for block, rank in layout.items()}
+        wanted = first | {block: tuple(own) for block, own in units.items()}
+        for layer in self._layers:
+            rows = wanted[layer.block]
+            is_first = rows == first[layer.block]
+            if not rows or (is_first and layer.block not in self._units):
+                continue
+            if rows != self._units.get(layer.block):
+                name = f"{layer.canonical}.lora_A.weight"
+                shape = (max(rows) + 1, layer.a.weight.shape[1])
+                drawn = a_drawn(self._seed, name, shape)[list(rows)]
+                with torch.no_grad():
+                    layer.a.weight.copy_(torch.from_numpy(drawn))
+        self._units = {b: rows for b, rows in wanted.items() if rows != first[b]}
 
     def _resize(self, layer: _Layer, rank: int) -> None:
         kept = min(layer.rank, rank)

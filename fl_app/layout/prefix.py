@@ -6,7 +6,7 @@ factors out altogether; what is not there is not sent.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,11 @@ def cut(adapter: Mapping[str, NDArray[np.float32]], layout: Layout) -> Update:
     return kept
 
 
+def cut_units(units: Mapping[int, Sequence[int]], layout: Layout) -> dict[int, Sequence[int]]:
+    """Returns the first units of every block, as many as its rank; {} of {}."""
+    return {block: units[block][:rank] for block, rank in layout.items()} if units else {}
+
+
 def pad(
     update: Mapping[str, NDArray[np.float32]], like: Mapping[str, NDArray[np.float32]]
 ) -> Update:
@@ -92,6 +97,24 @@ def pad(
         if part is not None:
             padded[name][tuple(slice(size) for size in part.shape)] = part
     return padded
+
+
+def reorder(
+    adapter: Mapping[str, NDArray[np.float32]], order: Mapping[int, NDArray[np.int64]]
+) -> Update:
+    """Puts the units of blocks into another order; every product B A stays what it is.
+
+    Args:
+        adapter: by canonical name; not changed.
+        order: for each block to be reordered the units [rank] in their new order, each once.
+            Columns of B, and rows of A where A is among the arrays, move alike.
+    """
+    moved: Update = {}
+    for name, array in adapter.items():
+        axis = unit_axis(name)
+        places = None if axis is None else order.get(block_number(name))
+        moved[name] = array if places is None else np.take(array, places, axis=axis)
+    return moved
 
 
 def presence(

@@ -62,6 +62,7 @@ from fl_app.schema.prompt import (
     PromptConfig,
 )
 from fl_app.schema.run import Config
+from fl_app.schema.scores import ProfileConfig, ScoresConfig
 from fl_app.schema.strategy import (
     DistilConfig,
     EmulatorConfig,
@@ -114,10 +115,12 @@ __all__ = [
     "PartitionConfig",
     "PeftConfig",
     "PrivacyConfig",
+    "ProfileConfig",
     "PromptConfig",
     "PromptTuningConfig",
     "RadioChannel",
     "ScalarConfig",
+    "ScoresConfig",
     "ServerRuleConfig",
     "SimulationFederation",
     "StrategyConfig",

@@ -4,10 +4,21 @@ from dataclasses import dataclass, field
 from math import inf
 
 from fl_app.schema.checks import MISSING, one_of, require
+from fl_app.schema.scores import ProfileConfig, ScoresConfig
 
 DEVICES = ("phone", "jetson", "laptop")
 """The rows of ``fl_app.resources.devices``."""
-LAYOUT_RULES = ("uniform", "linear_up", "linear_down", "u_shape", "top_n", "list")
+LAYOUT_RULES = (
+    "uniform",
+    "linear_up",
+    "linear_down",
+    "u_shape",
+    "top_n",
+    "list",
+    "sensitivity",
+    "cost_aware",
+    "channel_aware",
+)
 
 
 @dataclass
@@ -96,13 +107,20 @@ class LayoutConfig(BudgetConfig):
 
     rule: str = "uniform"
     """uniform, linear_up, linear_down (rank rises or falls towards the loss), u_shape, top_n (the
-    num_tuned blocks nearest to the loss), or list (the ranks given)."""
+    num_tuned blocks nearest to the loss), list (the ranks given), sensitivity (AdaLoRA: devices
+    score units, and the budget falls round by round to that of the other rules), cost_aware (units
+    by gain over cost, gains from a look at the gradient before the first round), or channel_aware
+    (units by score, as many as a device's rate carries until round_s)."""
     ranks: list[int] = field(default_factory=list)
     """For rule=list: rank of every block outside the middle, in forward order; 0: untouched."""
     num_tuned: int | None = None
     """For rule=top_n: number of blocks."""
     max_rank: int | None = None
     """Greatest rank of a block; null: peft.rank times the number of blocks."""
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    """For rules sensitivity and channel_aware."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """For rule=cost_aware."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
     """Whom memory and seconds are priced for where federation.classes is empty."""
 
@@ -125,5 +143,14 @@ class LayoutConfig(BudgetConfig):
         tuned, top = self.num_tuned, self.rule == "top_n"
         ok = tuned is None if not top else tuned is not None and tuned >= 1
         require("peft.layout.num_tuned", tuned, ok, "must be >= 1 for rule=top_n, null for others")
+        limits = ("uplink_bytes", "memory_bytes", "step_s", "round_s")
+        others = [name for name in limits if getattr(self, name) is not None]
+        ok = self.rule != "sensitivity" or not others
+        allowed = f"keeps params alone, not {', '.join(others)}; rule=cost_aware keeps all limits"
+        require("peft.layout.rule", self.rule, ok, allowed)
+        deadline = self.round_s
+        ok = self.rule != "channel_aware" or deadline is not None
+        allowed = "must be given for rule=channel_aware: the deadline in seconds"
+        require("peft.layout.round_s", deadline, ok, allowed)
         most = self.max_rank
         require("peft.layout.max_rank", most, most is None or most >= 1, "must be >= 1, or null")

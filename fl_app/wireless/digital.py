@@ -134,6 +134,7 @@ def aggregate_digitally(
     power: float | NDArray[np.float64] = 1.0,
     blocks: Sequence[int] | None = None,
     is_lost: NDArray[np.bool_] | None = None,
+    more_bits: int | NDArray[np.int64] = 0,
 ) -> tuple[NDArray[Any] | None, DigitalReport]:
     """Receives the weighted mean of quantised updates, device by device.
 
@@ -146,6 +147,7 @@ def aggregate_digitally(
         power: transmit power P_k, one for all or [num_devices], > 0.
         blocks: sizes of consecutive tensors, coded apart; None for one.
         is_lost: [num_devices] bool; devices that fail after rates were announced.
+        more_bits: [num_devices] bits of other side information that go along; 0 for none.
 
     Returns:
         ([num_params] mean in the type of ``updates``, or None if nobody got through, and a report).
@@ -169,7 +171,7 @@ def aggregate_digitally(
     mean, sums = _receive(updates, shares, arrives, books, plan, bounds, rng)
     side_bits = SIDE_BITS * len(bounds) + (0 if setup.max_uses_per_real is None else PLAN_BITS)
     payload = np.where(transmits, plan.bits * plan.entries, 0)
-    side = np.where(transmits, side_bits, 0)
+    side = np.where(transmits, side_bits + more_bits, 0)
     whole = send_cost(payload + side, per_use, plan.shares, limits, setup)
     ratios = np.where(arrives, shares, 0.0) / max(shares[arrives].sum(), 1e-300)
     coding = float(ratios**2 @ [book.predicted_error(plan.bits) for book in books])

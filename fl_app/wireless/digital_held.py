@@ -32,6 +32,7 @@ def aggregate_held(
     power: float | NDArray[np.float64] = 1.0,
     blocks: Sequence[int] | None = None,
     band_shares: Floats | None = None,
+    more_bits: int | NDArray[np.int64] = 0,
 ) -> tuple[NDArray[Any] | None, DigitalReport]:
     """Receives the mean of quantised updates, entry by entry over who holds it.
 
@@ -46,6 +47,7 @@ def aggregate_held(
         blocks: sizes of consecutive tensors, coded apart; None for one. A device sends no levels of
             a tensor of which it holds nothing.
         band_shares: [num_devices] of the band, >= 0, sum at most 1; None for equal ones.
+        more_bits: [num_devices] bits of other side information that go along; 0 for none.
 
     Returns:
         ([num_params] mean, 0 where nobody was heard, or None if nobody got through at all; report).
@@ -75,7 +77,8 @@ def aggregate_held(
     transmits = plan.per_use > 0.0
     arrives = transmits & (plan.per_use <= true * (1.0 + 1e-12))
     payload = np.where(transmits, [plan.bits * part.places.size for part in parts], 0)
-    side = np.where(transmits, [SIDE_BITS * len(part.bounds) for part in parts], 0)
+    own = np.array([SIDE_BITS * len(part.bounds) for part in parts])
+    side = np.where(transmits, own + more_bits, 0)
 
     heard = _weight(parts, shares * arrives, num_params)
     exact = _sum(parts, shares, num_params) / _or_one(_weight(parts, shares, num_params))

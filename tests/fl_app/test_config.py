@@ -28,6 +28,7 @@ from fl_app.variants import REFERENCES, as_reference
 from strategies.build import build_strategy
 from strategies.feature_server import FeatureServer
 from strategies.roster import Roster
+from strategies.scoring import Unscored
 
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 CHOICES = [(path.parent.as_posix(), path.stem) for path in FILES if path.parts[0] != "experiment"]
@@ -48,6 +49,7 @@ def _check_builds(config: schema.Config) -> None:
         roster=Roster({0: 1}),
         ledger=Ledger(),
         layouts=Allocation(server={}),
+        scoring=Unscored(),
         blob=b"",
         server=Mock(spec=FeatureServer),
     )

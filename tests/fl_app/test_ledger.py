@@ -69,6 +69,7 @@ def test_totals_equal_the_sums_of_the_bookings_in_any_order(
         "feature_bytes": total(what="features") + total(what="slopes"),
         "relay_bytes": total(what="relay"),
         "trial_bytes": total(what="trial"),
+        "score_bytes": total(what="scores"),
         "control_bytes": total(what="control"),
         "d2d_bytes": total(link="d2d"),
         **_SILENT,
@@ -210,7 +211,10 @@ def test_numpy_integers_are_booked_as_plain_ones() -> None:
         ({"link": "sideways"}, "link='sideways' is unknown; choose one of downlink, uplink"),
         ({"what": "gossip"}, "what='gossip' does not travel on the downlink"),
         ({"what": "update"}, "what='update' does not travel on the downlink"),
-        ({"link": "uplink", "what": "emulator"}, "choose one of update, features, slopes, control"),
+        (
+            {"link": "uplink", "what": "emulator"},
+            "choose one of update, features, slopes, scores, control",
+        ),
     ],
 )
 def test_a_wrong_booking_is_refused_and_leaves_no_trace(change: dict[str, Any], field: str) -> None:

@@ -16,6 +16,7 @@ from strategies.emulator_download import EmulatorDownload
 from strategies.feature_server import FeatureServer
 from strategies.lora_space import FactorSpace, ProductSpace
 from strategies.roster import Roster
+from strategies.scoring import Unscored
 
 
 def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
@@ -24,6 +25,7 @@ def _build(config: Config, num_devices: int = 3) -> FederatedDeft:
         roster=Roster({device: 2**63 + device for device in range(num_devices)}),
         ledger=Ledger(),
         layouts=Allocation(server={}),
+        scoring=Unscored(),
         blob=b"emulator",
         server=create_autospec(FeatureServer, instance=True),  # emulator download needs none
     )

@@ -14,7 +14,7 @@ from fl_app.finetune import LocalTuning, optimiser_of
 from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.lora_export import export_padded
-from fl_app.layout.prefix import cut, layout_of, pad
+from fl_app.layout.prefix import block_number, cut, layout_of, pad
 from fl_app.updates import Update
 from tests.fixtures_models import CASES, DEPTH, TinyModels, logits_of
 
@@ -98,6 +98,26 @@ def test_frozen_a_grows_by_the_rows_that_a_larger_rank_would_have_drawn(tiny: Ti
     names = [name for name in states[0] if ".lora_A." in name]
     assert names
     assert all(torch.equal(states[0][name], states[1][name]) for name in names)
+
+
+def test_a_frozen_a_takes_the_rows_of_its_units(tiny: TinyModels) -> None:
+    """A block's A is the rows named; a model that had others before is the same afterwards."""
+    one, large = _adapter(tiny, train_a=False), _adapter(tiny, rank=6, train_a=False)
+    units = {0: (4, 1), 3: (), 4: (0, 1, 5)}
+    layout = {block: len(rows) for block, rows in units.items()}
+    one.resize({0: 1, 3: 2, 4: 2}, {0: (3,), 3: (2, 0), 4: (5, 4)})
+    one.resize(layout, units)
+    given, drawn = one.model.state_dict(), large.model.state_dict()
+    names = [name for name in given if ".lora_A." in name]
+    assert len(names) == len([n for n in drawn if ".lora_A." in n]) * 2 // 3
+    for name in names:
+        rows = units[block_number(name)]
+        assert torch.equal(given[name], drawn[name][list(rows)])
+    one.resize(dict.fromkeys(OUTER, 3))
+    again, first = one.model.state_dict(), _adapter(tiny, train_a=False).model.state_dict()
+    assert all(torch.equal(again[name], first[name]) for name in first if ".lora_A." in name)
+    with pytest.raises(ModelError, match="as many as the ranks"):
+        one.resize({0: 1, 3: 1, 4: 1}, {0: (1,), 3: (1, 2), 4: (0,)})
 
 
 def test_the_scale_is_that_of_the_nominal_rank(tiny: TinyModels) -> None:
