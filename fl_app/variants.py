@@ -13,6 +13,7 @@ from fl_app.schema import (
     Config,
     EmulatorConfig,
     EmulatorDownloadStrategy,
+    EnsembleConfig,
     GradientDownloadStrategy,
     HeadConfig,
     LayoutConfig,
@@ -70,7 +71,11 @@ def _full_model(config: Config) -> Config:
         case EmulatorDownloadStrategy() as own:
             common |= {"schedule": own.schedule, "blocks_per_device": own.blocks_per_device}
     strategy = EmulatorDownloadStrategy(emulator=whole, **common)
-    return dataclasses.replace(config, strategy=strategy, prompt=NoPrompt())
+    match config.prompt:
+        case EnsembleConfig() as prompt:
+            return dataclasses.replace(config, strategy=strategy, prompt=prompt)
+        case _:  # a transfer between devices is no part of what is compared
+            return dataclasses.replace(config, strategy=strategy, prompt=NoPrompt())
 
 
 def _unscheduled(config: Config) -> Config:

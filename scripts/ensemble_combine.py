@@ -117,11 +117,16 @@ def by_token(spoken: Spoken, ks: Sequence[int]) -> tuple[list[Row], list[float]]
     for _, log_probs, labels in spoken.said(spoken.held.bench.test):
         own += member_losses(log_probs, labels).double() * len(labels)
         count += len(labels)
+        # a mixture's probability of the label needs no other word's; a geometric mean's does
+        picked = log_probs.gather(-1, labels.expand(num, -1).unsqueeze(-1))
+        first = torch.zeros_like(labels)
         for i, (_, window) in enumerate(places):
             for name, weights in hows.items():
-                how = "mean" if name == "weighted" else name
-                mixed = combine(how, log_probs[window], weights(window)).log_probs
-                totals[name, i] += float(member_losses(mixed[None], labels)[0]) * len(labels)
+                is_whole = name == "logit_mean"
+                said, wanted = (log_probs, labels) if is_whole else (picked, first)
+                how = name if is_whole else "mean"
+                mixed = combine(how, said[window], weights(window)).log_probs
+                totals[name, i] += float(member_losses(mixed[None], wanted)[0]) * len(labels)
     alone = (own / count).exp()
     rows = []
     for name in hows:

@@ -357,8 +357,7 @@ class FederatedDeft(Strategy):
     def _require_finite(self, reply: wire.Reply) -> None:
         """Refuses an update that is finite itself but overflows where updates are combined."""
         with np.errstate(over="ignore", invalid="ignore"):
-            before = self._orders[reply.device].adapter
-            entered = self._space.enter(updates.add(before, reply.update))
+            entered = self._space.enter(updates.add(self._of(reply.device), reply.update))
         if not updates.is_finite(entered):
             raise WireError("not-finite", "the update overflows where LoRA is combined")
 
