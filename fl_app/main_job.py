@@ -5,6 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
         known |= outcome.results
     require_progress(outcome)
+    known["layout"] = _layout(bench)  # as it is in the end
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     figures = measure(bench, outcome.adapter, bench.test)
     final |= {key: figures[key] for key in FINAL_KEYS if key in figures}
@@ -153,7 +155,8 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
 
 def _layout(bench: Bench) -> dict[str, Any] | None:
     blocks = bench.piece.split.total
-    return facts_of(bench.allocation, bench.config, bench.full.read(), blocks)
+    now = replace(bench.allocation, server=bench.full.layout)
+    return facts_of(now, bench.config, bench.full.read(), blocks)
 
 
 def _references(config: Config) -> Sequence[str]:
