@@ -6,13 +6,13 @@ bookings; measured seconds are kept apart, so that two runs of one seed have equ
 """
 
 import math
-import operator
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from fl_app.errors import RunError
+from fl_app.link_costs import LinkCosts, amount, count
 
 Link = Literal["downlink", "uplink", "d2d"]
 What = Literal[
@@ -50,23 +50,7 @@ class _Entry(NamedTuple):
     what: str
 
 
-class _Crossing(NamedTuple):
-    """What one device's neural connection cost in one round."""
-
-    uses: int
-    seconds: float
-    joules: float
-    server_joules: float
-
-
-class _Turn(NamedTuple):
-    """What one device takes in one round by schedule."""
-
-    compute_s: float
-    uplink_s: float
-
-
-class Ledger:
+class Ledger(LinkCosts):
     """Byte and time account of one run.
 
     Devices are named by their stable partition index (or any other non-negative integer the
@@ -75,14 +59,9 @@ class Ledger:
 
     def __init__(self) -> None:
         """Starts with nothing booked."""
+        super().__init__()
         self._bytes: Counter[_Entry] = Counter()
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        self._channel_uses: Counter[int] = Counter()
-        self._radio_seconds: dict[int, float] = {}
-        self._crossings: defaultdict[int, list[_Crossing]] = defaultdict(list)
-        self._joules: dict[tuple[int, int], float] = {}
-        self._d2d: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-        self._turns: defaultdict[int, list[_Turn]] = defaultdict(list)
 
     def book(self, *, round: int, device: int, link: Link, what: What, num_bytes: int) -> None:
         """Books one send.
@@ -105,8 +84,8 @@ class Ledger:
                 f"ledger what={what!r} does not travel on the {link}; "
                 f"choose one of {', '.join(PAYLOADS[link])}"
             )
-        entry = _Entry(_count("round", round), _count("device", device), link, what)
-        self._bytes[entry] += _count("num_bytes", num_bytes)
+        entry = _Entry(count("round", round), count("device", device), link, what)
+        self._bytes[entry] += count("num_bytes", num_bytes)
 
     def book_seconds(self, *, round: int, device: int, phase: str, seconds: float) -> None:
         """Books how long a device (or the server on its behalf) spent in one phase.
@@ -120,140 +99,12 @@ class Ledger:
         Raises:
             RunError: a value is not allowed; nothing is booked then.
         """
-        _count("round", round)
-        _count("device", device)
+        count("round", round)
+        count("device", device)
         if not phase:
             raise RunError("ledger phase='' is empty; name the phase, for example 'fit'")
-        spent = _amount("seconds", seconds)
+        spent = amount("seconds", seconds)
         self._seconds[phase].append(spent)
-
-    def book_airtime(self, *, round: int, channel_uses: int, seconds: float) -> None:
-        """Books what one round took of the radio uplink, all devices together; adds up.
-
-        Args:
-            round: server round, >= 0.
-            channel_uses: complex symbols, >= 0.
-            seconds: time on air by the channel's model, finite and >= 0.
-
-        Raises:
-            RunError: a value is not allowed; nothing is booked then.
-        """
-        number, uses = _count("round", round), _count("channel_uses", channel_uses)
-        spent = _amount("seconds", seconds)
-        self._radio_seconds[number] = self._radio_seconds.get(number, 0.0) + spent
-        self._channel_uses[number] += uses
-
-    def book_connection(
-        self, *, round: int, uses: int, seconds: float, joules: float, server_joules: float
-    ) -> None:
-        """Books what one device's neural connection cost, both directions together; adds up.
-
-        Args:
-            round: server round, >= 0.
-            uses: complex symbols in time, >= 0.
-            seconds: time on air, finite and >= 0.
-            joules: transmit energy of the device, finite and >= 0.
-            server_joules: transmit energy of the server, which sends gradients back.
-
-        Raises:
-            RunError: a value is not allowed; nothing is booked then.
-        """
-        number = _count("round", round)
-        crossing = _Crossing(
-            _count("uses", uses),
-            _amount("seconds", seconds),
-            _amount("joules", joules),
-            _amount("server_joules", server_joules),
-        )
-        self._crossings[number].append(crossing)
-
-    def book_joules(self, *, round: int, device: int, joules: float) -> None:
-        """Books a device's transmit energy in one round; adds up.
-
-        Raises:
-            RunError: a value is not allowed; nothing is booked then.
-        """
-        place = _count("round", round), _count("device", device)
-        self._joules[place] = self._joules.get(place, 0.0) + _amount("joules", joules)
-
-    def book_d2d(self, *, round: int, seconds: float, joules: float) -> None:
-        """Books what one send from device to device takes; its bytes are booked by ``book``.
-
-        Args:
-            round: server round, >= 0.
-            seconds: time on air by the contacts' model, finite and >= 0.
-            joules: transmit energy of the sender, finite and >= 0.
-
-        Raises:
-            RunError: a value is not allowed; nothing is booked then.
-        """
-        number = _count("round", round)
-        self._d2d[number].append((_amount("seconds", seconds), _amount("joules", joules)))
-
-    def _between_devices(self, round: int | None = None) -> dict[str, float]:
-        """Returns the totals of sends from device to device of one round, or of all."""
-        sends = [
-            send
-            for number, booked in self._d2d.items()
-            if round is None or round == number
-            for send in booked
-        ]
-        return {
-            "d2d_bytes": self.total_bytes(round=round, link="d2d"),
-            "d2d_seconds": math.fsum(seconds for seconds, _ in sends),
-            "d2d_joules": math.fsum(joules for _, joules in sends),
-        }
-
-    def book_turn(self, *, round: int, compute_s: float, uplink_s: float) -> None:
-        """Books what one device takes in one round by the schedule's prediction.
-
-        Args:
-            round: server round, >= 0.
-            compute_s: seconds of its local steps, finite and >= 0.
-            uplink_s: seconds of its uplink, which follows, finite and >= 0.
-
-        Raises:
-            RunError: a value is not allowed; nothing is booked then.
-        """
-        number = _count("round", round)
-        turn = _Turn(_amount("compute_s", compute_s), _amount("uplink_s", uplink_s))
-        self._turns[number].append(turn)
-
-    def _schedule(self, round: int | None = None) -> dict[str, float]:
-        """Returns the schedules' totals of one round, or of all."""
-        booked = {n: turns for n, turns in self._turns.items() if round is None or n == round}
-        turns = [turn for own in booked.values() for turn in own]
-        ends = [max(turn.compute_s + turn.uplink_s for turn in own) for own in booked.values()]
-        return {
-            "scheduled_compute_s": math.fsum(turn.compute_s for turn in turns),
-            "scheduled_uplink_s": math.fsum(turn.uplink_s for turn in turns),
-            "scheduled_s": math.fsum(ends),
-        }
-
-    def _radio(self, round: int | None = None) -> dict[str, float]:
-        """Returns the radio's totals of one round, or of all."""
-        rounds = set(self._channel_uses) if round is None else {round}
-        joules = [spent for (number, _), spent in sorted(self._joules.items()) if number in rounds]
-        return {
-            "channel_uses": sum(self._channel_uses[number] for number in rounds),
-            "radio_seconds": math.fsum(self._radio_seconds.get(number, 0.0) for number in rounds),
-            "radio_joules": math.fsum(joules),
-        }
-
-    def _connection(self, round: int | None = None) -> dict[str, float]:
-        """Returns the neural connections' totals of one round, or of all."""
-        crossings = [
-            crossing
-            for number, booked in self._crossings.items()
-            if round is None or round == number
-            for crossing in booked
-        ]
-        return {
-            "connection_uses": sum(c.uses for c in crossings),
-            "connection_seconds": math.fsum(c.seconds for c in crossings),
-            "connection_joules": math.fsum(c.joules for c in crossings),
-            "connection_server_joules": math.fsum(c.server_joules for c in crossings),
-        }
 
     def total_bytes(
         self,
@@ -309,42 +160,17 @@ class Ledger:
             "relay_bytes": self.total_bytes(what="relay"),
             "trial_bytes": self.total_bytes(what="trial"),
             "control_bytes": self.total_bytes(what="control"),
-            **self._between_devices(),
-            **self._radio(),
-            **self._connection(),
-            **self._schedule(),
+            "d2d_bytes": self.total_bytes(link="d2d"),
+            **self.totals(),
             "per_round": [
                 {
                     "round": number,
                     "uplink_bytes": self.total_bytes(round=number, link="uplink"),
                     "downlink_bytes": self.total_bytes(round=number, link="downlink"),
                     "emulator_bytes": self.total_bytes(round=number, what="emulator"),
-                    **self._between_devices(number),
-                    **self._radio(number),
-                    **self._connection(number),
-                    **self._schedule(number),
+                    "d2d_bytes": self.total_bytes(round=number, link="d2d"),
+                    **self.totals(number),
                 }
-                for number in sorted(
-                    {entry.round for entry in self._bytes}
-                    | {*self._channel_uses, *self._crossings, *self._turns}
-                )
+                for number in sorted({entry.round for entry in self._bytes} | self.rounds)
             ],
         }
-
-
-def _amount(field: str, value: float) -> float:
-    """Returns ``value``, finite and >= 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise RunError(f"ledger {field}={value!r} must be finite and >= 0; measure again")
-    return float(value)
-
-
-def _count(field: str, value: int) -> int:
-    """Returns ``value`` as a plain int >= 0 (NumPy integers are welcome, floats are not)."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise RunError(f"ledger {field}={value!r} must be an integer >= 0; pass a count") from None
-    if number < 0:
-        raise RunError(f"ledger {field}={number} must be >= 0; pass a count")
-    return number

@@ -9,7 +9,7 @@ import numpy as np
 from fl_app.config import load_config
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from strategies.build import build_uplink
+from strategies.build_uplink import build_uplink
 from strategies.uplink import Received, Sent
 
 SIZES = [6, 1, 40, 9]

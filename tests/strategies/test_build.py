@@ -11,7 +11,8 @@ from fl_app.errors import ConfigError
 from fl_app.ledger import Ledger
 from fl_app.schema import ChannelConfig, Config, StrategyConfig
 from strategies.base import FederatedDeft
-from strategies.build import build_strategy, build_uplink
+from strategies.build import build_strategy
+from strategies.build_uplink import build_uplink
 from strategies.emulator_download import EmulatorDownload
 from strategies.feature_server import FeatureServer
 from strategies.lora_space import FactorSpace, ProductSpace

@@ -19,7 +19,7 @@ from fl_app.wireless.power import (
     TruncatedInversion,
     ZeroForcing,
 )
-from strategies.build import build_uplink
+from strategies.build_uplink import build_uplink
 from tests.oracles.air_beam import heard
 from tests.radio_rounds import config_of
 

@@ -11,7 +11,7 @@ from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.layout.prefix import cut, is_within, unit_axis
 from fl_app.layout_wire import SCORE_BYTES
-from strategies.build import build_uplink
+from strategies.build_uplink import build_uplink
 from tests.federation_fixtures import NUM_DEVICES, Played, Player
 from tests.strategies.test_scoring import OUTER
 

@@ -11,7 +11,7 @@ from fl_app import wire
 from fl_app.errors import ConfigError
 from fl_app.job import adapter_sha256
 from fl_app.updates import Update, travels
-from strategies.build import build_uplink
+from strategies.build_uplink import build_uplink
 from tests import fakes
 from tests.federation_fixtures import NUM_DEVICES, NUM_ROUNDS, Played, Player
 from tests.radio_rounds import SIZES, config_of, mean_of, receive, round_of

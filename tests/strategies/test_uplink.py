@@ -3,7 +3,7 @@
 import numpy as np
 
 from fl_app.schema import IdealChannel
-from strategies.build import build_uplink
+from strategies.build_uplink import build_uplink
 from strategies.uplink import IdealUplink, Sent
 
 
