@@ -42,8 +42,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup ## Run the main job to its end; exit code 0 means the verdict is ok
 	$(PY) -m scripts.run_main $(ARGS)
 
-test: setup check ## Run all checks and the whole test suite
-	$(PY) -m pytest
+test: setup check ## Run all checks and the whole test suite, two test files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: setup ## Check format, lint, types and import layers
 	$(VENV)/bin/ruff format --check .
