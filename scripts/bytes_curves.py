@@ -153,7 +153,7 @@ def draw(summary: Sequence[Row], metric: str, target: Path) -> None:
     for place, entry in enumerate(summary):
         curve = [p for p in entry["curve"] if p["bytes"] > 0 and p["metric"] is not None]
         axes.errorbar(
-            [p["bytes"] for p in curve],
+            [p["bytes"] / 1e6 for p in curve],
             [p["metric"] for p in curve],
             yerr=[p["std"] or 0.0 for p in curve],
             marker=_MARKS[place % len(_MARKS)],
@@ -165,7 +165,9 @@ def draw(summary: Sequence[Row], metric: str, target: Path) -> None:
             label=entry["configuration"],
         )
     axes.set_xscale("log")
-    axes.set_xlabel("bytes sent so far, up and down, all devices")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("MB sent so far, up and down, all devices")
     axes.set_ylabel(f"{metric} of the plug-in after each round")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)

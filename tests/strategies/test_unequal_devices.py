@@ -10,7 +10,7 @@ from fl_app.errors import ConfigError
 from fl_app.job import adapter_sha256
 from fl_app.layout.prefix import cut, layout_of
 from fl_app.layout_wire import RANK_BYTES
-from fl_app.updates import Update, num_reals
+from fl_app.updates import Update
 from strategies.fit import require_fit
 from tests import fakes
 from tests.federation_fixtures import NUM_DEVICES, Played, Player, player, tiny_federation
@@ -20,13 +20,14 @@ __all__ = ["player", "tiny_federation"]
 
 SKEW = "data.partition.kind=quantity"
 CLASSES = (
-    "federation.classes=[{name:weak,devices:[1,3],params:110},{name:strong,devices:[0,2]}]",
+    "federation.classes=[{name:weak,devices:[1],params:110},{name:middling,devices:[3],params:170},"
+    "{name:strong,devices:[0,2]}]",
     "peft=lora_linear_up",
     "peft.rank=3",
     SKEW,
 )
 FLEX = (
-    CLASSES[0].replace("110", "140"),  # A is sent, too
+    CLASSES[0].replace("110", "140").replace("170", "270"),  # A is sent, too
     *CLASSES[1:],
     "peft.aggregation=exact",
     "peft.combine=flex",
@@ -82,8 +83,7 @@ def test_devices_get_and_send_their_prefix_and_its_bytes_are_booked(
         assert sent.keys() == wanted.keys() == exchange.updates[0].keys()
         assert all(np.array_equal(sent[name], wanted[name]) for name in sent)
         assert wire.read_order(exchange.sent).layout == dict(layout)
-        if exchange.device in (1, 3):
-            assert num_reals(sent) <= 140 < num_reals(server)
+        assert list(layout.values()) == {1: [0, 1], 3: [1, 2]}.get(exchange.device, [2, 4])
     ledger = played.outcome.ledger.as_dict()
     up = sum(
         fakes.payload_bytes(e.received[0])[wire.UPDATE] for n in (1, 2) for e in played.of_round(n)
