@@ -164,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200, help="of every tuning")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-tokens", type=int, default=20, help="virtual tokens of a prompt")
+    parser.add_argument("--lr", type=float, default=Settings.lr, help="of the prompt")
+    parser.add_argument("--head-lr", type=float, default=Settings.head_lr)
     parser.add_argument("--every", type=int, default=20, help="steps between points of a curve")
     parser.add_argument("--early", type=int, default=40, help="steps of a requester's own prompt")
     parser.add_argument("--rows", type=int, default=1200, help="training rows of a domain")
@@ -185,15 +187,17 @@ def main(arguments: list[str] | None = None) -> int:
         prepared(task, name, train, test, rows=options.rows, test_rows=options.test_rows)
         for name, (train, test) in tables.items()
     ]
-    probe = _probe_of(domains)
     prompted = PromptedModel(backbone.model.base_model, PromptSpec(options.num_tokens), seed=0)
-    standardise_pooler(backbone.model, [task.batch(probe, range(len(probe)))], prompted)
+    batches = [task.batch(each.probe, range(len(each.probe))) for each in domains]
+    standardise_pooler(backbone.model, batches, prompted)
     settings = Settings(
         options.steps,
         batch_size=options.batch_size,
         num_tokens=options.num_tokens,
         every=options.every,
         early=options.early,
+        lr=options.lr,
+        head_lr=options.head_lr,
     )
     bench = Workbench(backbone, task, options.out)
     result = run(bench, domains, settings, options.seeds, console=console)

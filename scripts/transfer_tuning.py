@@ -52,7 +52,7 @@ class Settings:
     every: int = 20
     early: int = 40
     lr: float = 0.02
-    head_lr: float = 0.02
+    head_lr: float = 0.005
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from strategies.scalar_server import ScalarServer
 from strategies.schedule import BlockScheduler, Scheduler, Unscheduled, blob_bits, class_links
 from strategies.scoring import Scoring
 from strategies.transfer_download import TransferDownload
-from strategies.transfer_phase import TransferTools
+from strategies.transfer_phase import SETTLED, TransferTools
 from strategies.transport import build_transport
 from strategies.uplink import Uplink
 
@@ -95,6 +95,7 @@ def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) 
                 server=server,
                 ledger=common["ledger"],
                 timeout_s=common["plan"].timeout_s,
+                max_candidates=max(transfer.most + 1, SETTLED),
             )
             return TransferDownload(transfer=transfer, tools=tools, server=server, **common)
         case _:

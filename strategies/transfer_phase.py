@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.errors import WireError
 from fl_app.features_wire import MAX_BYTES, require_kind
 from fl_app.ledger import Ledger
 from fl_app.payload import Payload
@@ -44,17 +45,28 @@ from strategies.feature_server import FeatureServer
 from strategies.round_log import RoundLog
 from strategies.transfer_book import TransferRecord, tuning_bytes
 
+SETTLED = 3
+"""Prompts on a trial that settles a transfer: what was in use, the candidate, and it tuned."""
 _UPLINK = {ADVERT: "relay", WANT: "relay", GIVEN: "relay", REPORT: "relay", TRIAL: "trial"}
 
 
 @dataclass(frozen=True)
 class TransferTools:
-    """What a phase works with in every round: who meets whom, the blocks, the books."""
+    """What a phase works with in every round: who meets whom, the blocks, the books.
+
+    Attributes:
+        contacts: who meets whom.
+        server: runs the blocks.
+        ledger: every byte is booked here.
+        timeout_s: seconds for one exchange.
+        max_candidates: the most prompts on one trial, what is in use included.
+    """
 
     contacts: Contacts
     server: FeatureServer
     ledger: Ledger
     timeout_s: float
+    max_candidates: int
 
 
 @dataclass(frozen=True)
@@ -247,7 +259,10 @@ class TransferPhase:
     def _states(self, device: int, payload: Payload) -> dict[str, NDArray[Any]]:
         server = self._tools.server
         arrays: dict[str, NDArray[Any]] = {}
-        candidates = [server.read(one, with_labels=False) for one in split_trial(payload)]
+        payloads = split_trial(payload)
+        if len(payloads) > (most := self._tools.max_candidates):
+            raise WireError("too-large", f"{len(payloads)} prompts on trial, allowed are {most}")
+        candidates = [server.read(one, with_labels=False) for one in payloads]
         for k, candidate in enumerate(candidates):
             step = server.forward({device: candidate})
             try:

@@ -170,6 +170,20 @@ def test_what_is_lost_or_damaged_on_the_way_is_thrown_away(
     assert played.devices(PHASE) == sorted(set(range(NUM_DEVICES)) - lost)
 
 
+def _crowded(payload: Payload) -> Payload:
+    prompt = payload.arrays["prompt.values"]
+    more = {f"candidate{i}|prompt.values": prompt for i in range(1, NUM_DEVICES + 2)}
+    return dataclasses.replace(payload, arrays={**payload.arrays, **more})
+
+
+def test_nobody_has_the_server_measure_more_than_was_asked_for(transfer_player: Player) -> None:
+    words = transfer_words("finetune.max_steps=1")
+    with patch("logging.Logger.warning"):
+        played = play(transfer_player, *words, spoil=on("try", lying(_crowded), rounds=(PHASE,)))
+    assert played.dropped(PHASE) == {"too-large": [1]}
+    assert played.devices(PHASE) == [d for d in range(NUM_DEVICES) if d != 1]
+
+
 def test_a_prompt_is_the_one_its_owner_uses(honest: GradientPlayed) -> None:
     """What is given is, bit for bit, what enters the model in the owner's next local step."""
     seen = Seen(honest)
