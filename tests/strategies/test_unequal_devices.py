@@ -164,3 +164,15 @@ def test_what_does_not_go_together_is_refused_by_name(words: tuple[str, ...], na
     config = config_of("federation.classes=[{name:a,share:1}]", *words)
     with pytest.raises(ConfigError, match=names):
         require_fit(config)
+
+
+def test_flex_keeps_a_block_alive_that_the_first_round_left_out(player: Player) -> None:
+    """The first round's one device has rank 0 there; the second round's tunes it all the same."""
+    classes = "[{name:weak,devices:[3],params:140},{name:strong,devices:[0,1,2]}]"
+    one = ("federation.devices_per_round=1", "strategy.num_rounds=2")
+    played = player.play(*FLEX, f"federation.classes={classes}", *one)
+    first, second = (wire.read_order(played.of_round(n)[0].sent) for n in (1, 2))
+    assert (first.layout, second.layout) == ({0: 0, 4: 1}, {0: 2, 4: 4})
+    moved = [name for name in played.start if ".0." in name and "lora_B" in name]
+    assert moved
+    assert all(played.outcome.adapter[name].any() for name in moved)
