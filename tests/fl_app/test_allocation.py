@@ -75,6 +75,23 @@ def test_rules_compare_at_equal_parameters(
     assert found.uplink_bytes == _bytes(adapter.read())
 
 
+@pytest.mark.parametrize("aggregation", ["freeze-a", "factors"])
+@pytest.mark.parametrize("channel", ["ideal", "digital", "aircomp"])
+def test_what_is_broadcast_is_priced_as_it_is_sent(
+    tiny: TinyModels, channel: str, aggregation: str
+) -> None:
+    """A serialised adapter, whatever channel the updates take; and seconds go by its bytes."""
+    words = ("peft=lora_linear_up", f"channel={channel}", f"peft.aggregation={aggregation}")
+    made, adapter, prices = _made(tiny, *words)
+    near, far = (DeviceConfig(distance_m=distance) for distance in (100, 2000))
+    price = prices.of(near)(list(made.server.values()))
+    assert price.downlink_bytes == _bytes(adapter.read())
+    small = prices.of(near)([0, 0, 0, 1])
+    ratio = price.downlink_bytes / small.downlink_bytes
+    assert price.downlink_s == pytest.approx(ratio * small.downlink_s, rel=1e-12)
+    assert prices.of(far)([0, 0, 0, 1]).downlink_s > small.downlink_s
+
+
 def test_profiles_rise_and_fall_towards_the_loss(tiny: TinyModels) -> None:
     ranks = {rule: list(_made(tiny, f"peft=lora_{rule}")[0].server.values()) for rule in RULES}
     assert ranks["linear_up"] == sorted(ranks["linear_up"])
@@ -201,6 +218,9 @@ def test_what_cannot_be_is_refused(tiny: TinyModels, words: list[str], names: st
         "peft.layout.rule=top_n",
         "peft.layout.num_tuned=2",
         "peft.layout.max_rank=0",
+        "peft=lora_channel_aware channel=digital peft.layout.memory_bytes=10",
+        "peft=lora_channel_aware channel=digital peft.layout.step_s=1",
+        "peft=lora_channel_aware channel=digital peft.layout.uplink_bytes=10",
         "peft.layout.device.tx_power_dbm=inf",
     ],
 )

@@ -55,6 +55,10 @@ def test_layouts_are_the_largest_that_meet_the_deadline(player: Player) -> None:
     played = _played(player)
     totals = set()
     for number in (1, 4):
+        for exchange in played.of_round(number):
+            ranks = list(wire.read_order(exchange.sent).layout.values())
+            price: Any = played.bench.allocation.price_of(ranks)  # type: ignore[misc]
+            assert price.downlink_bytes == exchange.downlink_bytes[wire.ADAPTER]
         orders = {e.device: wire.read_order(e.sent) for e in played.of_round(number)}
         assert len(orders) > 2
         for order in orders.values():
