@@ -120,6 +120,18 @@ def test_who_can_afford_nothing_sits_out_and_is_booked(player: Player) -> None:
     assert all(np.array_equal(played.start[n], a) for n, a in played.outcome.adapter.items())
 
 
+@pytest.mark.parametrize("words", [(), ("peft.layout.params=260",)])
+def test_one_device_with_all_data_has_no_deadline(player: Player, words: tuple[str, ...]) -> None:
+    """Though the deadline leaves devices of the run a single unit, or none at all."""
+    short = _played(player, "strategy.num_rounds=1", *words, deadline=0.002)
+    assert all(sum(wire.read_order(e.sent).layout.values()) <= 1 for e in short.of_round(1))
+    alone = _played(player, *words, deadline=0.002, reference="centralised", num_nodes=1)
+    assert len(alone.of_round(1)) == alone.outcome.aggregated == 1
+    order = wire.read_order(alone.of_round(1)[0].sent)
+    assert (order.layout or alone.bench.full.layout) == short.bench.allocation.server
+    assert sum(alone.bench.full.layout.values()) > 2
+
+
 def test_every_way_gives_the_same_adapter(player: Player) -> None:
     one, many = _played(player, num_nodes=1), _played(player, shuffle=2)
     for name, array in one.outcome.adapter.items():
