@@ -176,3 +176,19 @@ def test_flex_keeps_a_block_alive_that_the_first_round_left_out(player: Player) 
     moved = [name for name in played.start if ".0." in name and "lora_B" in name]
     assert moved
     assert all(played.outcome.adapter[name].any() for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("by", "share", "is_refused"),
+    [("devices", 0.3, True), ("auto", 0.0, True), ("auto", 0.3, False), ("server", 0.3, False)],
+)
+def test_devices_do_not_look_through_a_connection(by: str, share: float, is_refused: bool) -> None:
+    """In front of the first round no channel is drawn, and what crosses would not be booked."""
+    words = ("peft=lora_cost_aware", f"peft.layout.profile.by={by}", f"data.public_fraction={share}")
+    require_fit(config_of(*words))
+    config = config_of(*words, "connection.block=5")
+    if not is_refused:
+        require_fit(config)
+        return
+    with pytest.raises(ConfigError, match=rf"profile\.by={by}.*connection\.block=5"):
+        require_fit(config)
