@@ -105,7 +105,9 @@ def discarded(combined: Update, kept: Update) -> float:
 
 def untouched(before: Update, after: Update) -> list[str]:
     """Returns the factors of products that were and are 0: nobody has tuned them yet."""
-    names = [n for n in after if n.endswith(_PRODUCT) and not before[n].any() and not after[n].any()]
+    names = [
+        n for n in after if n.endswith(_PRODUCT) and not before[n].any() and not after[n].any()
+    ]
     return [name.removesuffix(_PRODUCT) + which for name in names for which in (_A, _B)]
 
 

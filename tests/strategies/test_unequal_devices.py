@@ -184,7 +184,11 @@ def test_flex_keeps_a_block_alive_that_the_first_round_left_out(player: Player) 
 )
 def test_devices_do_not_look_through_a_connection(by: str, share: float, is_refused: bool) -> None:
     """In front of the first round no channel is drawn, and what crosses would not be booked."""
-    words = ("peft=lora_cost_aware", f"peft.layout.profile.by={by}", f"data.public_fraction={share}")
+    words = (
+        "peft=lora_cost_aware",
+        f"peft.layout.profile.by={by}",
+        f"data.public_fraction={share}",
+    )
     require_fit(config_of(*words))
     config = config_of(*words, "connection.block=5")
     if not is_refused:
