@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_app.device_classes import classes_of
 from fl_app.errors import ConfigError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.emulator import Split
 from fl_app.gains import Gains
 from fl_app.layout.budgets import Budgets, PriceOf, fit
 from fl_app.layout.choose import choose
+from fl_app.layout.errors import LayoutError
 from fl_app.layout.prefix import Layout, cut
 from fl_app.layout.rounding import Sizes, apportion
 from fl_app.layout.rules import profile
@@ -29,11 +31,9 @@ from fl_app.schema import (
     BudgetConfig,
     Config,
     DeviceClassConfig,
-    FederationConfig,
     LayoutConfig,
     LoraConfig,
 )
-from fl_app.seeding import generator
 from fl_app.updates import Update, num_reals
 
 Scores = list[NDArray[np.float64]] | None
@@ -179,22 +179,6 @@ def facts_of(
     }
 
 
-def classes_of(federation: FederationConfig, seed: int) -> dict[int, str]:
-    """Returns the name of every device's class; by share they are dealt at random.
-
-    Numbers are in proportion to the shares, by largest remainder.
-    """
-    classes = federation.classes
-    named = {device: one.name for one in classes for device in one.devices}
-    if named or not classes:
-        return named
-    total = federation.num_devices
-    counts = apportion([one.share for one in classes], total, largest=total)
-    drawn = generator(seed, "classes").permutation(total)
-    names = np.repeat([one.name for one in classes], counts)
-    return {int(device): str(name) for device, name in sorted(zip(drawn, names, strict=True))}
-
-
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in adapter.parameters.items()}
 
@@ -248,7 +232,13 @@ def _of_class(
     server: Sizes,
     scores: Scores,
 ) -> Sizes:
-    """Returns a class's layout: the rule's under the class's limits, cut to the server's."""
+    """Returns a class's layout within the server's: the rule's under the class's limits.
+
+    Rule cost_aware chooses among the server's units; layouts of the others are cut to the server's.
+
+    Raises:
+        LayoutError: what the rule gives the class is none of the server's units.
+    """
     limits = {**_limits(peft.layout), "params": None}
     limits |= {name: limit for name, limit in _limits(one).items() if limit is not None}
     if limits["memory_bytes"] is None:
@@ -257,8 +247,20 @@ def _of_class(
     if peft.layout.rule == "list":  # the ranks given say in what proportion
         sizes = fit(profile(server, largest=int(server.max())), price_of, budgets)
     else:
-        sizes = _chosen(peft, price_of, prices.num_blocks, budgets, scores=scores)
-    return np.minimum(sizes, server)
+        rows = scores and [row[:size] for row, size in zip(scores, server, strict=True)]
+        try:
+            sizes = _chosen(peft, price_of, prices.num_blocks, budgets, scores=rows)
+        except LayoutError as error:
+            raise LayoutError(f"federation.classes.{one.name}: {error}") from error
+    held = np.minimum(sizes, server)
+    if not held.any():
+        limited = ", ".join(f"{name}={limit:.6g}" for name, limit in budgets.limits.items())
+        raise LayoutError(
+            f"federation.classes.{one.name}: rule {peft.layout.rule} gives it ranks "
+            f"{sizes.tolist()} under {limited}, and the server's are {server.tolist()}: no unit in "
+            "common; loosen the class's limits, or choose another peft.layout.rule"
+        )
+    return held
 
 
 def _limits(limits: BudgetConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_app.allocation import classes_of
+from fl_app.device_classes import classes_of
 from fl_app.errors import ConfigError
 from fl_app.fomo.emulator import Split
 from fl_app.layout.budgets import Budgets

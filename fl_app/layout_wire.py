@@ -33,17 +33,20 @@ def layout_fields(
             rows in their order.
     """
     fields = {BLOCKS: list(layout), RANKS: list(layout.values())}
-    if units:  # an empty list breaks Flower's byte count
+    if units:
         fields[UNITS] = [int(unit) for block in layout for unit in units[block]]
-    return fields
+    # an empty list breaks Flower's byte count; read_layout and read_units know
+    return {name: numbers for name, numbers in fields.items() if numbers}
 
 
 def read_layout(config: Mapping[str, Any]) -> dict[int, int]:
-    """Reads a layout.
+    """Reads a layout; {} where the message says nothing of one.
 
     Raises:
         WireError: ``missing``, or ``damaged`` where the lists do not make a layout.
     """
+    if BLOCKS not in config and RANKS not in config:
+        return {}
     blocks, ranks = _numbers(config, BLOCKS), _numbers(config, RANKS)
     if not len(blocks) == len(ranks) == len(set(blocks)):
         raise WireError("damaged", f"blocks {blocks} with ranks {ranks} are no layout")

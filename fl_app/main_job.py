@@ -1,5 +1,6 @@
 """Runs the main job on any grid and writes its output folder, whatever happens."""
 
+import json
 import logging
 import os
 import shlex
@@ -134,6 +135,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         known |= outcome.results
     require_progress(outcome)
     known["layout"] = _layout(bench)  # as it is in the end
+    bench.facts["adapter_parameters"] = sum(p.numel() for p in bench.full.parameters.values())
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     figures = measure(bench, outcome.adapter, bench.test)
     final |= {key: figures[key] for key in FINAL_KEYS if key in figures}
@@ -146,7 +148,8 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     elif adapter_spec(config.peft) is not None:
         bench.full.write(outcome.adapter)
         bench.full.save(folder / "adapter")
-        if len(set(bench.full.layout.values())) > 1:
+        saved = json.loads((folder / "adapter" / "adapter_config.json").read_text("utf-8"))
+        if saved.get("rank_pattern"):
             export_padded(folder / "adapter", folder / "adapter_padded")
     final |= run_references(_references(config), overrides)
     timings["references"] = time.monotonic() - federated

@@ -97,6 +97,7 @@ class LayoutPrices:
             downlink=down,
             num_steps=self._config.finetune.max_steps or 1,
             value_bytes=_value_bytes(self._config),
+            down_value_bytes=4.0,  # a serialised adapter in float32, whatever the uplink's channel
         )
 
         def price_of(sizes: Sequence[int]) -> Price:
@@ -105,12 +106,13 @@ class LayoutPrices:
                 for place in places:
                     whole[place] = int(size)
             price = pricer(whole)
-            frame = self._frame(sizes)
-            up_s, down_s = up.seconds(frame), down.seconds(frame)
+            down_frame = self._frame(sizes)
+            up_frame = down_frame if self._is_serialised else 0
+            up_s, down_s = up.seconds(up_frame), down.seconds(down_frame)
             return replace(
                 price,
-                uplink_bytes=price.uplink_bytes + frame,
-                downlink_bytes=price.downlink_bytes + frame,
+                uplink_bytes=price.uplink_bytes + up_frame,
+                downlink_bytes=price.downlink_bytes + down_frame,
                 uplink_s=price.uplink_s + up_s,
                 downlink_s=price.downlink_s + down_s,
                 round_s=price.round_s + up_s + down_s,
@@ -118,13 +120,17 @@ class LayoutPrices:
 
         return price_of
 
-    def _frame(self, sizes: Sequence[int]) -> int:
-        """Returns the bytes around the values of a serialised update; a radio sends none."""
+    @property
+    def _is_serialised(self) -> bool:
+        """Whether updates are serialised; a radio's have no frame."""
         match self._config.channel:
             case IdealChannel():
-                pass
+                return True
             case _:
-                return 0
+                return False
+
+    def _frame(self, sizes: Sequence[int]) -> int:
+        """Returns the bytes around the values of a serialised adapter."""
         ranks = dict(zip(self._blocks, sizes, strict=True))
         shapes: dict[str, Sequence[int]] = {}
         for name, shape in self._shapes.items():

@@ -19,6 +19,7 @@ from fl_app.schema import (
     LayoutConfig,
     LoraConfig,
     NoPrompt,
+    PeftConfig,
     ServerRuleConfig,
     StrategyConfig,
 )
@@ -106,12 +107,23 @@ def _rounds_alone(config: Config) -> int:
             return 1
 
 
+def _without_deadline(peft: PeftConfig) -> PeftConfig:
+    """Returns LoRA with the server's layout of rule channel_aware; all else as it is."""
+    match peft:
+        case LoraConfig(layout=LayoutConfig(rule="channel_aware")):
+            whole = dataclasses.replace(peft.layout, rule="uniform", round_s=None)
+            return dataclasses.replace(peft, layout=whole)
+        case _:
+            return peft
+
+
 def _one_device(config: Config) -> Config:
     """One device with all training data, and at most as many local steps as the federation makes.
 
     It tunes one prompt where the federation tunes an ensemble.
 
-    The server's rule is of no concern there: what the one device made is the result.
+    The server's rule is of no concern there: what the one device made is the result. Nor is a
+    deadline: layouts by rate are replaced by the server's, whole.
     """
     federation, finetune = config.federation, config.finetune
     drawn = federation.devices_per_round or federation.num_devices
@@ -120,6 +132,7 @@ def _one_device(config: Config) -> Config:
     steps = finetune.max_steps
     return dataclasses.replace(
         config,
+        peft=_without_deadline(config.peft),
         prompt=NoPrompt(),
         strategy=dataclasses.replace(
             config.strategy, num_rounds=kept, server_rule=ServerRuleConfig()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fl_app import updates
 from fl_app.layout.prefix import Layout, presence
 from fl_app.updates import Update
-from strategies.lora_space import LoraSpace, discarded
+from strategies.lora_space import LoraSpace, discarded, untouched
 from strategies.uplink import Received
 
 Apply = Callable[[Sequence[Update], NDArray[np.float64]], Update]
@@ -119,6 +119,8 @@ class Flexible:
             rows.append(updates.add(whole, change))
         combined = apply(rows, gathered.received.weights)
         adapter = space.leave(combined)
+        for name in untouched(whole, combined):
+            adapter[name] = gathered.adapter[name]
         return adapter, {"discarded": discarded(combined, space.enter(adapter))}
 
 

@@ -51,6 +51,8 @@ def require_layouts(config: Config) -> None:
         case "channel_aware":
             _require_scored(config, peft)
             _require_rate(config, peft)
+        case "cost_aware":
+            _require_gains(config, peft)
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
@@ -94,6 +96,23 @@ def _require_rate(config: Config, peft: LoraConfig) -> None:
             )
     require_combine(config, peft)
     require_held(config, "peft.layout.rule=channel_aware")
+
+
+def _require_gains(config: Config, peft: LoraConfig) -> None:
+    """Checks that no device looks at the gradient through a neural connection.
+
+    The look is in front of the first round, where no channel is drawn and nothing that crosses is
+    booked.
+    """
+    by, block = peft.layout.profile.by, config.connection.block
+    on_devices = by == "devices" or (by == "auto" and config.data.public_fraction == 0)
+    if block is not None and on_devices:
+        raise ConfigError(
+            f"peft.layout.profile.by={by} has devices look at the gradient in front of the first "
+            f"round, where the channel of connection.block={block} is not there yet; set "
+            "peft.layout.profile.by=server with data.public_fraction above 0, or "
+            "connection.block=null"
+        )
 
 
 def _require_rounds(config: Config, peft: LoraConfig) -> None:

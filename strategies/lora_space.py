@@ -14,6 +14,10 @@ from fl_app.layout.prefix import Layout, block_number
 from fl_app.updates import Update
 
 _A, _B, _PRODUCT = ".lora_A.weight", ".lora_B.weight", ".lora_product"
+_NOISE = 4 * float(np.finfo(np.float32).eps)
+"""Singular values below this share of the largest are roundings of float32 products."""
+_DRAWN = 1 / np.sqrt(3)
+"""Norm of a row of A as drawn: d_in entries uniform in +-1 / sqrt(d_in)."""
 
 
 class LoraSpace(Protocol):
@@ -43,7 +47,10 @@ class FactorSpace:
 class ProductSpace:
     """The products B A, re-factored to the given rank by SVD (the nearest such matrix).
 
-    The factors come back balanced: B = U sqrt(S), A = sqrt(S) V^T.
+    The factors come back balanced: B = U sqrt(S), A = sqrt(S) V^T. A unit that the product does not
+    use (its singular value is rounding noise) comes back ready to be tuned, as a new one is: B's
+    column is 0, A's row V^T times 1 / sqrt(3), which is the norm of a row of A as drawn. Were both 0
+    their gradients would stay 0.
 
     Args:
         rank: LoRA rank r of every adapted map.
@@ -75,9 +82,11 @@ class ProductSpace:
             rank = self._rank_of(stem)
             left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
             root = np.sqrt(values[:rank])
+            is_used = values[:rank] > _NOISE * values[0]
             # a map with fewer rows or columns than the rank has fewer singular values, too
             spare = (0, rank - len(root))
-            tall, wide = left[:, :rank] * root, root[:, None] * right[:rank]
+            tall = left[:, :rank] * np.where(is_used, root, 0.0)
+            wide = np.where(is_used, root, _DRAWN)[:, None] * right[:rank]
             adapter[stem + _B] = np.pad(tall, ((0, 0), spare)).astype(np.float32)
             adapter[stem + _A] = np.pad(wide, (spare, (0, 0))).astype(np.float32)
         return dict(sorted(adapter.items()))
@@ -92,6 +101,14 @@ def discarded(combined: Update, kept: Update) -> float:
     whole = sum(float(np.square(combined[n], dtype=np.float64).sum()) for n in names)
     lost = sum(float(np.square(combined[n].astype(np.float64) - kept[n]).sum()) for n in names)
     return float(np.sqrt(lost / whole)) if whole else 0.0
+
+
+def untouched(before: Update, after: Update) -> list[str]:
+    """Returns the factors of products that were and are 0: nobody has tuned them yet."""
+    names = [
+        n for n in after if n.endswith(_PRODUCT) and not before[n].any() and not after[n].any()
+    ]
+    return [name.removesuffix(_PRODUCT) + which for name in names for which in (_A, _B)]
 
 
 def build_space(aggregation: str, rank: int, layout: Layout | None = None) -> LoraSpace:

@@ -54,7 +54,8 @@ class Pricer:
         uplink: from the device to the server.
         downlink: from the server to the device.
         num_steps: local steps of a round, >= 1.
-        value_bytes: bytes of a tuned parameter on the wire, > 0.
+        value_bytes: bytes of a tuned parameter on the wire, in (0, 8].
+        down_value_bytes: the same of the downlink, where it differs.
 
     Raises:
         ResourceError: a value out of range.
@@ -69,13 +70,17 @@ class Pricer:
         downlink: Link,
         num_steps: int = 1,
         value_bytes: float = 4.0,
+        down_value_bytes: float | None = None,
     ) -> None:
-        if num_steps < 1 or not 0.0 < value_bytes <= 8.0:
+        down_bytes = value_bytes if down_value_bytes is None else down_value_bytes
+        if num_steps < 1 or not 0.0 < value_bytes <= 8.0 or not 0.0 < down_bytes <= 8.0:
             raise ResourceError(
-                f"num_steps={num_steps} must be >= 1 and value_bytes={value_bytes} in (0, 8]"
+                f"num_steps={num_steps} must be >= 1, value_bytes={value_bytes} and "
+                f"down_value_bytes={down_bytes} in (0, 8]"
             )
         self.step, self.device, self.uplink, self.downlink = step, device, uplink, downlink
         self._num_steps, self._value_bytes = num_steps, value_bytes
+        self._down_value_bytes = down_bytes
         # Rates need a logarithm each; layouts are priced by the thousand.
         self._up_s_byte, self._down_s_byte = uplink.seconds(1.0), downlink.seconds(1.0)
 
@@ -91,14 +96,15 @@ class Pricer:
     def price(self, cost: StepCost) -> Price:
         """Returns the price of a step's cost on this device."""
         payload = round(cost.tuned_params * self._value_bytes)
+        sent_down = round(cost.tuned_params * self._down_value_bytes)
         step_s = cost.flops / self.device.flops_per_s
         compute_s = self._num_steps * step_s
-        up_s, down_s = payload * self._up_s_byte, payload * self._down_s_byte
+        up_s, down_s = payload * self._up_s_byte, sent_down * self._down_s_byte
         device = self.device
         return Price(
             params=cost.tuned_params,
             uplink_bytes=payload,
-            downlink_bytes=payload,
+            downlink_bytes=sent_down,
             memory_bytes=cost.memory_bytes,
             flops=cost.flops,
             step_s=step_s,

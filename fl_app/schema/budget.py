@@ -110,7 +110,8 @@ class LayoutConfig(BudgetConfig):
     num_tuned blocks nearest to the loss), list (the ranks given), sensitivity (AdaLoRA: devices
     score units, and the budget falls round by round to that of the other rules), cost_aware (units
     by gain over cost, gains from a look at the gradient before the first round), or channel_aware
-    (units by score, as many as a device's rate carries until round_s)."""
+    (units by score, as many as a device's rate carries until round_s). sensitivity keeps the limit
+    params alone, channel_aware params and round_s."""
     ranks: list[int] = field(default_factory=list)
     """For rule=list: rank of every block outside the middle, in forward order; 0: untouched."""
     num_tuned: int | None = None
@@ -147,6 +148,13 @@ class LayoutConfig(BudgetConfig):
         others = [name for name in limits if getattr(self, name) is not None]
         ok = self.rule != "sensitivity" or not others
         allowed = f"keeps params alone, not {', '.join(others)}; rule=cost_aware keeps all limits"
+        require("peft.layout.rule", self.rule, ok, allowed)
+        others = [name for name in others if name != "round_s"]
+        ok = self.rule != "channel_aware" or not others
+        allowed = (
+            f"keeps params and round_s alone, not {', '.join(others)}; leave these null, or set "
+            "rule=cost_aware, which keeps all limits"
+        )
         require("peft.layout.rule", self.rule, ok, allowed)
         deadline = self.round_s
         ok = self.rule != "channel_aware" or deadline is not None

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from fl_app import wire
-from fl_app.allocation import Allocation, allocate, classes_of
+from fl_app.allocation import Allocation, allocate
 from fl_app.bench import prepare
 from fl_app.config import load_config
+from fl_app.device_classes import classes_of
 from fl_app.errors import ConfigError, DeftError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.emulator import Split
+from fl_app.layout.errors import LayoutError
 from fl_app.layout.prefix import cut, is_within
 from fl_app.layout.rules import PROFILES, profile
 from fl_app.pricing import LayoutPrices
@@ -37,7 +39,7 @@ CASES = [
 
 
 def _made(
-    tiny: TinyModels, *words: str, case: tuple[str, str] = CASES[0]
+    tiny: TinyModels, *words: str, case: tuple[str, str] = CASES[0], gains: Any = None
 ) -> tuple[Allocation, Adapter, LayoutPrices]:
     plain = ["model=local", "model.path=x", f"model.task={case[1]}", "peft.rank=4"]
     config = load_config(shlex.join([*plain, "model.max_length=16", *words]))
@@ -47,7 +49,7 @@ def _made(
     assert type(peft) is LoraConfig
     shape: dict[str, Any] = {"num_labels": 0 if case[1] == "causal_lm" else len(LABELS)}
     shape["split"] = SPLIT
-    made = allocate(config, backbone.model.config, adapter=adapter, **shape)
+    made = allocate(config, backbone.model.config, adapter=adapter, gains=gains, **shape)
     shapes = {name: tuple(p.shape) for name, p in adapter.parameters.items()}
     prices = LayoutPrices(config, peft, backbone.model.config, shapes=shapes, **shape)
     adapter.resize(made.server)
@@ -73,6 +75,23 @@ def test_rules_compare_at_equal_parameters(
     found = prices.of(DeviceConfig())(list(made.server.values()))
     assert found.params == num_reals(adapter.read())
     assert found.uplink_bytes == _bytes(adapter.read())
+
+
+@pytest.mark.parametrize("aggregation", ["freeze-a", "factors"])
+@pytest.mark.parametrize("channel", ["ideal", "digital", "aircomp"])
+def test_what_is_broadcast_is_priced_as_it_is_sent(
+    tiny: TinyModels, channel: str, aggregation: str
+) -> None:
+    """A serialised adapter, whatever channel the updates take; and seconds go by its bytes."""
+    words = ("peft=lora_linear_up", f"channel={channel}", f"peft.aggregation={aggregation}")
+    made, adapter, prices = _made(tiny, *words)
+    near, far = (DeviceConfig(distance_m=distance) for distance in (100, 2000))
+    price = prices.of(near)(list(made.server.values()))
+    assert price.downlink_bytes == _bytes(adapter.read())
+    small = prices.of(near)([0, 0, 0, 1])
+    ratio = price.downlink_bytes / small.downlink_bytes
+    assert price.downlink_s == pytest.approx(ratio * small.downlink_s, rel=1e-12)
+    assert prices.of(far)([0, 0, 0, 1]).downlink_s > small.downlink_s
 
 
 def test_profiles_rise_and_fall_towards_the_loss(tiny: TinyModels) -> None:
@@ -140,6 +159,47 @@ def test_classes_are_nested_and_keep_their_limits(tiny: TinyModels) -> None:
         made.at(1, 8)
 
 
+GAINS = {0: [100, 99, 98, 9], 1: [1], 3: [1], 4: [97, 96, 95, 94]}
+"""By parameters three units of block 0 and one of block 4; by seconds block 4 comes first."""
+
+
+def _by_gain(
+    tiny: TinyModels, limits: dict[str, float], given: dict[int, list[int]] = GAINS
+) -> tuple[Allocation, LayoutPrices]:
+    weak = ",".join(f"{name}:{limit}" for name, limit in limits.items())
+    words = ("peft=lora_cost_aware", f"federation.classes=[{{name:weak,share:1,{weak}}}]")
+    gains = {block: np.array(row, dtype=float) for block, row in given.items()}
+    made, _, prices = _made(tiny, *words, "peft.rank=1", gains=gains)
+    return made, prices
+
+
+def test_a_class_spends_its_limits_on_units_of_the_server(tiny: TinyModels) -> None:
+    """No unit of the server's fits any more; by its own wishes it would have three of block 4."""
+    _, _, prices = _made(tiny)
+    most, three = (prices.of(DeviceConfig())(sizes) for sizes in ([3, 0, 0, 1], [0, 0, 0, 3]))
+    limits = {"params": float(three.params), "step_s": 1.01 * most.step_s}
+    made, prices = _by_gain(tiny, {"params": three.params, "step_s": limits["step_s"]})
+    assert list(made.server.values()) == [3, 0, 0, 1]
+    held = list(made.classes["weak"].values())
+    price = prices.of(DeviceConfig())
+    assert is_within(made.classes["weak"], made.server)
+    assert all(getattr(price(held), name) <= limit for name, limit in limits.items())
+    for place, size in enumerate(made.server.values()):
+        more = [one + (index == place) for index, one in enumerate(held)]
+        over = any(getattr(price(more), name) > limit for name, limit in limits.items())
+        assert over or more[place] > size
+
+
+def test_a_class_without_any_unit_is_refused_by_name(tiny: TinyModels) -> None:
+    """Its seconds are too few to go back to block 0, where all units of the server's are."""
+    _, _, prices = _made(tiny)
+    price = prices.of(DeviceConfig())
+    step_s = (price([0, 0, 0, 1]).step_s + price([1, 0, 0, 0]).step_s) / 2
+    gains = {**GAINS, 0: [100, 99, 98, 97], 4: [4, 3, 2, 1]}
+    with pytest.raises(LayoutError, match=r"federation\.classes\.weak: .*step_s"):
+        _by_gain(tiny, {"step_s": step_s}, gains)
+
+
 def test_a_slow_link_costs_ranks(tiny: TinyModels) -> None:
     """Two classes with one deadline, which lets the farther one send half of the units."""
     classes = (
@@ -201,6 +261,9 @@ def test_what_cannot_be_is_refused(tiny: TinyModels, words: list[str], names: st
         "peft.layout.rule=top_n",
         "peft.layout.num_tuned=2",
         "peft.layout.max_rank=0",
+        "peft=lora_channel_aware channel=digital peft.layout.memory_bytes=10",
+        "peft=lora_channel_aware channel=digital peft.layout.step_s=1",
+        "peft=lora_channel_aware channel=digital peft.layout.uplink_bytes=10",
         "peft.layout.device.tx_power_dbm=inf",
     ],
 )

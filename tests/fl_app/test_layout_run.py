@@ -105,3 +105,34 @@ def test_a_uniform_run_has_one_adapter_and_no_heat_map(
     assert result.layout["classes"] == {}
     assert not (tmp_path / "ranks.png").exists()
     assert not (tmp_path / "adapter_padded").exists()
+
+
+def test_equal_ranks_below_that_of_the_configuration_are_exported_padded(
+    tiny_federation: TinyFederation, tmp_path: Path
+) -> None:
+    """adapter_config.json then has peft.rank as r and a rank_pattern for every map."""
+    words = ["strategy.num_rounds=1", "strategy.round_test_rows=8", "peft.layout.params=196"]
+    overrides = tiny_federation.overrides(f"output.dir={tmp_path}", *words, "peft.rank=4")
+    with LocalGrid(app, num_nodes=4, run_config={"overrides": overrides}) as grid:
+        result = run_main_job(grid, overrides)
+    assert result.layout is not None
+    assert result.layout["server"] == [2, 0, 0, 0, 2]
+    saved, padded = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text("utf-8"))
+        for name in ("adapter", "adapter_padded")
+    )
+    assert (saved["r"], set(saved["rank_pattern"].values())) == (4, {2})
+    assert (padded["r"], padded["rank_pattern"]) == (2, {})
+
+
+def test_parameters_are_those_of_the_layout_in_the_end(
+    tiny_federation: TinyFederation, tmp_path: Path
+) -> None:
+    """Devices' gains come after the server is prepared, with another layout until then."""
+    words = ["strategy.num_rounds=1", "strategy.round_test_rows=8", "peft=lora_cost_aware"]
+    words += ["peft.layout.profile.by=devices", "peft.layout.uplink_bytes=1400"]
+    overrides = tiny_federation.overrides(f"output.dir={tmp_path}", *words)
+    with LocalGrid(app, num_nodes=4, run_config={"overrides": overrides}) as grid:
+        result = run_main_job(grid, overrides)
+    assert result.layout is not None
+    assert result.model["adapter_parameters"] == result.layout["params"] < 196

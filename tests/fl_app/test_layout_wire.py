@@ -6,12 +6,22 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fl_app.errors import WireError
-from fl_app.layout_wire import layout_fields, read_layout
+from fl_app.layout_wire import layout_fields, read_layout, read_units
 
 
 @pytest.mark.parametrize("layout", [{}, {3: 0}, {0: 4, 11: 0, 10: 300}])
 def test_there_and_back(layout: dict[int, int]) -> None:
     assert read_layout(ConfigRecord({**layout_fields(layout)})) == layout
+
+
+@pytest.mark.parametrize("layout", [{}, {3: 0}, {3: 0, 5: 2}])
+def test_every_message_can_be_counted(layout: dict[int, int]) -> None:
+    """Flower's byte count fails on empty lists."""
+    units = {block: tuple(range(rank)) for block, rank in layout.items()}
+    fields = ConfigRecord({**layout_fields(layout, units)})
+    listed = [number for block in layout for number in (block, layout[block])]
+    assert fields.count_bytes() >= len(listed)
+    assert read_units(fields, layout) == (units if any(layout.values()) else {})
 
 
 @pytest.mark.parametrize(

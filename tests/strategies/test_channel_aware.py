@@ -55,6 +55,10 @@ def test_layouts_are_the_largest_that_meet_the_deadline(player: Player) -> None:
     played = _played(player)
     totals = set()
     for number in (1, 4):
+        for exchange in played.of_round(number):
+            ranks = list(wire.read_order(exchange.sent).layout.values())
+            price: Any = played.bench.allocation.price_of(ranks)  # type: ignore[misc]
+            assert price.downlink_bytes == exchange.downlink_bytes[wire.ADAPTER]
         orders = {e.device: wire.read_order(e.sent) for e in played.of_round(number)}
         assert len(orders) > 2
         for order in orders.values():
@@ -114,6 +118,18 @@ def test_who_can_afford_nothing_sits_out_and_is_booked(player: Player) -> None:
         assert sorted([*out, *asked]) == list(range(NUM_DEVICES))
     assert sizes[DEADLINE] == NUM_DEVICES > sizes[0.0042] > sizes[0.0001] == 0
     assert all(np.array_equal(played.start[n], a) for n, a in played.outcome.adapter.items())
+
+
+@pytest.mark.parametrize("words", [(), ("peft.layout.params=260",)])
+def test_one_device_with_all_data_has_no_deadline(player: Player, words: tuple[str, ...]) -> None:
+    """Though the deadline leaves devices of the run a single unit, or none at all."""
+    short = _played(player, "strategy.num_rounds=1", *words, deadline=0.002)
+    assert all(sum(wire.read_order(e.sent).layout.values()) <= 1 for e in short.of_round(1))
+    alone = _played(player, *words, deadline=0.002, reference="centralised", num_nodes=1)
+    assert len(alone.of_round(1)) == alone.outcome.aggregated == 1
+    order = wire.read_order(alone.of_round(1)[0].sent)
+    assert (order.layout or alone.bench.full.layout) == short.bench.allocation.server
+    assert sum(alone.bench.full.layout.values()) > 2
 
 
 def test_every_way_gives_the_same_adapter(player: Player) -> None:

@@ -219,3 +219,23 @@ def test_where_all_hold_all_the_rules_agree_with_the_plain_one(name: str) -> Non
         assert np.abs(_product(one, block) - _product(two, block)).max() <= bound
     assert np.abs(one[HEAD] - two[HEAD]).max() <= SCALE * 4
     assert type(build_combine(name, is_shared=True)) is Whole
+
+
+def test_a_block_that_nobody_of_the_round_held_can_still_be_tuned() -> None:
+    """From B = 0: its A stays as drawn, and spare units elsewhere come back with an A, too."""
+    rng = np.random.default_rng(4)
+    server = _server(rng, has_a=True)
+    for block in BLOCKS:
+        server[_factor(block, "B")] *= 0
+    gathered, before, after = _round(server, [{0: 0, 3: 1}, {0: 0, 3: 2}], rng)
+    combined, _ = Flexible().next_adapter(gathered, ProductSpace(RANK), _apply)
+    for which in "AB":
+        assert np.array_equal(combined[_factor(0, which)], server[_factor(0, which)])
+    wanted = _yardstick(gathered, before, after, 3)
+    used = np.linalg.matrix_rank(wanted)
+    assert used == 3 < RANK  # two devices of ranks 1 and 2, whose changes share no directions
+    assert np.abs(_product(combined, 3) - wanted).max() <= SCALE * max(np.abs(wanted).max(), 1)
+    spare = combined[_factor(3, "A")][used:].astype(np.float64)
+    # B's gradient is G A^T: alive only where A is
+    assert np.linalg.norm(spare, axis=1) == pytest.approx(1 / np.sqrt(3), rel=SCALE)
+    assert not combined[_factor(3, "B")][:, used:].any()

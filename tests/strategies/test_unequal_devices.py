@@ -164,3 +164,35 @@ def test_what_does_not_go_together_is_refused_by_name(words: tuple[str, ...], na
     config = config_of("federation.classes=[{name:a,share:1}]", *words)
     with pytest.raises(ConfigError, match=names):
         require_fit(config)
+
+
+def test_flex_keeps_a_block_alive_that_the_first_round_left_out(player: Player) -> None:
+    """The first round's one device has rank 0 there; the second round's tunes it all the same."""
+    classes = "[{name:weak,devices:[3],params:140},{name:strong,devices:[0,1,2]}]"
+    one = ("federation.devices_per_round=1", "strategy.num_rounds=2")
+    played = player.play(*FLEX, f"federation.classes={classes}", *one)
+    first, second = (wire.read_order(played.of_round(n)[0].sent) for n in (1, 2))
+    assert (first.layout, second.layout) == ({0: 0, 4: 1}, {0: 2, 4: 4})
+    moved = [name for name in played.start if ".0." in name and "lora_B" in name]
+    assert moved
+    assert all(played.outcome.adapter[name].any() for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("by", "share", "is_refused"),
+    [("devices", 0.3, True), ("auto", 0.0, True), ("auto", 0.3, False), ("server", 0.3, False)],
+)
+def test_devices_do_not_look_through_a_connection(by: str, share: float, is_refused: bool) -> None:
+    """In front of the first round no channel is drawn, and what crosses would not be booked."""
+    words = (
+        "peft=lora_cost_aware",
+        f"peft.layout.profile.by={by}",
+        f"data.public_fraction={share}",
+    )
+    require_fit(config_of(*words))
+    config = config_of(*words, "connection.block=5")
+    if not is_refused:
+        require_fit(config)
+        return
+    with pytest.raises(ConfigError, match=rf"profile\.by={by}.*connection\.block=5"):
+        require_fit(config)
