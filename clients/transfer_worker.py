@@ -10,7 +10,7 @@ from clients.prompt_choice import fit_to, own_only, taken_in, wanted
 from clients.prompt_store import BEFORE, CANDIDATE, OWN, TUNED, Kept
 from clients.round_state import RoundState
 from clients.transfer_state import TransferState, read_transfer_state
-from clients.trial import guessing_loss, trial_losses, trial_payload
+from clients.trial import ceiling, trial_losses, trial_payload
 from fl_app.features_wire import MAX_BYTES, NO_FRONT
 from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PROMPT_NAME
@@ -216,9 +216,8 @@ class TransferWorker(PersonalWorker):
         """Lets the best candidate in, or nobody."""
         losses, transfer = self._losses(state, payload), self._transfer
         session, place = self._held(state), state.device
-        probe = self._dealt(place, session).probe
-        ceiling = guessing_loss(session, session.encoded[place], probe)
-        passed = let_in([first for first, _ in losses], margin=transfer.margin, ceiling=ceiling)
+        most = ceiling(session, place, self._dealt(place, session))
+        passed = let_in([first for first, _ in losses], margin=transfer.margin, ceiling=most)
         best = passed or 1 + min(range(len(losses) - 1), key=lambda k: losses[k + 1][0])
         action = "passed" if passed else "kept"
         if passed and transfer.use == "zero_shot":

@@ -11,8 +11,8 @@ from fl_app.errors import WireError
 from fl_app.features_wire import ERROR, STATES, FeatureWire
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.payload import Payload
+from fl_app.prompts.gate import guessing_loss
 from fl_app.seeding import generator
-from fl_app.tasks import Encoded
 from fl_app.transfer_wire import TRIAL, trial_arrays
 from fl_app.updates import Update
 
@@ -127,10 +127,14 @@ def _loss(
         return float(session.task.loss(session.head, batch))
 
 
-def guessing_loss(session: DeviceSession, encoded: Encoded, rows: Sequence[int]) -> float:
-    """Returns the entropy in nats of these rows' labels; infinite where there are no classes."""
+def ceiling(session: DeviceSession, device: int, rows: Rows) -> float:
+    """Returns the loss in nats of guessing the probe rows' labels by the shares of tuned rows.
+
+    Infinite where there are no classes. See ``fl_app.prompts.gate.guessing_loss``.
+    """
     if not session.task.higher_is_better:
         return float("inf")
-    _, counts = np.unique([int(encoded.targets[row]) for row in rows], return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    num_classes = len(session.task.class_counts(session.encoded[device]))
+    targets = np.asarray(session.encoded[device].targets, np.int64)
+    counts = np.bincount(targets[list(rows.tuned)], minlength=num_classes)
+    return guessing_loss(counts, [int(target) for target in targets[list(rows.probe)]])

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cryptography import x509
+
 from fl_app.errors import WireError
 
 _HEADER = struct.Struct(">QIB")
@@ -150,6 +152,22 @@ def der_of(pem: str) -> bytes:
         return ssl.PEM_cert_to_DER_cert(pem)
     except ValueError as error:
         raise WireError("damaged", f"the order's certificate is not PEM: {error}") from error
+
+
+def require_certificate(pem: str) -> None:
+    """Checks that a stranger's certificate is one, and just one, that all others can load.
+
+    Raises:
+        WireError: ``damaged``.
+    """
+    der = der_of(pem)
+    try:
+        # OpenSSL takes a certificate with the beginning of another one behind it, and that would
+        # swallow those of honest peers
+        x509.load_der_x509_certificate(der)
+    except ValueError as error:
+        raise WireError("damaged", f"the certificate cannot be read: {error}") from error
+    _believe(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), der)
 
 
 def _connect(host: str, port: int, context: ssl.SSLContext, timeout_s: float) -> ssl.SSLSocket:

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from scipy.stats import spearmanr
 
 from fl_app.prompts.batched import tensors_of
@@ -17,11 +16,12 @@ from fl_app.prompts.descriptors import (
     nearness,
     overlap,
 )
+from fl_app.prompts.gate import guessing_loss
 from fl_app.prompts.member import Member
 from fl_app.prompts.packing import pack
 from fl_app.prompts.transfer import let_in
 from fl_app.prompts.transfer_measures import negative_rate, retention, steps_to_reach
-from fl_app.tasks import Batch, Encoded
+from fl_app.tasks import Batch
 from scripts.transfer_tuning import Domain, Settings, Tuned, Workbench
 
 Entry = dict[str, Any]
@@ -73,7 +73,8 @@ def cross(
         "final_random": min(mine.losses),
         "final_chosen": min(again.losses),
     }
-    ceiling = _guessing(domain.probe)
+    counts = bench.task.class_counts(domain.train)
+    ceiling = guessing_loss(counts, domain.probe.targets)
     per_step = mine.tokens / settings.steps
     width = start.width
     entries = []
@@ -178,12 +179,6 @@ def _negative(entries: Sequence[Entry]) -> float | None:
     if not entries:
         return None
     return negative_rate([e["early_loss"] for e in entries], [e["loss"] for e in entries])
-
-
-def _guessing(rows: Encoded) -> float:
-    _, counts = np.unique([int(target) for target in rows.targets], return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 def _times(points: int | None, every: int) -> int | None:

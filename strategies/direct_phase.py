@@ -6,7 +6,7 @@ from typing import Any
 from fl_app.errors import WireError
 from fl_app.features_wire import require_kind
 from fl_app.payload import Payload
-from fl_app.stream import der_of
+from fl_app.stream import require_certificate
 from fl_app.transfer_wire import (
     IDENTIFY,
     IDENTITY,
@@ -69,15 +69,15 @@ class DirectPhase(TransferPhase):
         def read(device: int, payload: Payload) -> Gathered:
             return self._met(device, near[device], payload)
 
-        found = self._talk.each(answers, read)
+        # what others say they heard is nobody's business; nothing was to be read by them
+        found = {d: one for d, one in self._talk.each(answers, read).items() if d in records}
         for device in found:
-            if device in records:
-                records[device].offers = int(answers[device].scalars["offers"])
+            records[device].offers = int(answers[device].scalars["offers"])
         heard = {source for device in found for source in _sources(answers[device], "advert")}
         for source in sorted(heard):
             sizes = [_sources(answers[d], "advert").get(source, 0) for d in found]
             self._book_advert(source, askers, max(sizes))
-        return {d: one for d, one in found.items() if one.asked and d in records}
+        return {d: one for d, one in found.items() if one.asked}
 
     def _peer(self, device: int, other: int, certificate: str) -> Peer:
         link = self._tools.contacts.link(self._number, device, other)
@@ -97,7 +97,7 @@ class DirectPhase(TransferPhase):
 def _certificate(_device: int, payload: Payload) -> str:
     require_kind(payload, IDENTITY)
     pem = bytes_of(payload, IDENTITY, _MAX_CERTIFICATE_BYTES).decode(errors="replace")
-    der_of(pem)  # it must be one, or those who meet its owner could not start
+    require_certificate(pem)  # or those who meet its owner could not start
     return pem
 
 

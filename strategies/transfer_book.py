@@ -96,7 +96,7 @@ def transfer_result(records: Sequence[TransferRecord], ledger: Ledger) -> dict[s
         "joules": totals["d2d_joules"],
         "relay_bytes": totals["relay_bytes"],
         "trial_bytes": totals["trial_bytes"],
-        "retraining_bytes_avoided": sum(
+        "source_tuning_bytes": sum(
             record.retraining_bytes for record in records if record.is_adopted
         ),
         "devices": [record.as_dict() for record in records],

@@ -102,14 +102,21 @@ def exponential_weights(losses: torch.Tensor, eta: float) -> torch.Tensor:
     """Returns [k] weights proportional to exp(-eta loss_j).
 
     Args:
-        losses: [k] summed losses; infinity gets weight 0.
+        losses: [k] summed losses; who has NaN or infinity gets weight 0, whatever eta.
         eta: >= 0. 0 is uniform, infinity the members of least loss, in equal parts.
+
+    Raises:
+        PromptError: ``no-member``, no loss is finite.
     """
-    if eta == float("inf"):
-        best = (losses <= losses.min()).to(losses.dtype)
-        return best / best.sum()
+    finite = losses.isfinite()
+    if not bool(finite.any()):
+        raise PromptError("no-member", f"no member has a finite loss: {losses.tolist()}")
     # measured from the best one, so that a weight never overflows
-    return (-eta * (losses - losses.min())).softmax(0)
+    above = (losses - losses[finite].min()).masked_fill(~finite, torch.inf)
+    if eta == float("inf"):
+        best = (above <= 0).to(losses.dtype)
+        return best / best.sum()
+    return (-eta * above).masked_fill(~finite, -torch.inf).softmax(0)
 
 
 def _most_likely(log_probs: torch.Tensor) -> Combined:

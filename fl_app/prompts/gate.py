@@ -1,12 +1,16 @@
 """The gate in front of an ensemble: a newcomer is measured on labelled rows the owner trusts.
 
-It is refused if it knows less than the shares of the labels tell (random prompts, flipped labels,
-flipped signs), or if the ensemble with it is worse than without.
+It is refused if it knows less than the shares of the labels tell on other rows (random prompts,
+flipped labels, flipped signs), or if the ensemble with it is worse than without.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_app.prompts.batched import member_losses
 from fl_app.prompts.ensemble import combine
@@ -22,7 +26,8 @@ class Probed:
 
     Attributes:
         loss: of the newcomer.
-        shares_loss: of always answering the labels' shares, their entropy.
+        shares_loss: of always answering the labels' shares, see ``guessing_loss``; those of a row
+            come from the other rows.
         before: loss of the ensemble without the newcomer; infinite if there is none.
         after: loss of the ensemble with it, all members alike.
         accuracy_before: of the ensemble without it, 0 if there is none.
@@ -37,6 +42,21 @@ class Probed:
     accuracy_after: float
 
 
+def guessing_loss(counts: Sequence[int] | NDArray[np.int64], labels: Sequence[int]) -> float:
+    """Returns the mean loss in nats of guessing labels by the shares (n_c + 1) / (n + C).
+
+    At most ln C, which guessing evenly costs. Shares of the labels themselves would not do: their
+    entropy is too low where rows are few for the classes, and 0 where all have one class.
+
+    Args:
+        counts: n_c of every class, [C], on rows that ``labels`` are not of.
+        labels: at least one, in [0, C).
+    """
+    smoothed = np.asarray(counts, np.float64) + 1.0
+    losses = np.log(smoothed.sum()) - np.log(smoothed[np.asarray(labels, np.int64)])
+    return float(min(losses.mean(), np.log(len(smoothed))))
+
+
 def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -> Probed:
     """Measures a newcomer.
 
@@ -45,16 +65,19 @@ def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -
         newcomer: [N, classes]. A NaN is no answer: the loss is infinite.
         labels: [N], N >= 1.
     """
-    shares = torch.bincount(labels).double() / len(labels)
+    # shares as of ``guessing_loss``, for each row from all rows but itself: (n_c - 1 + 1)
+    counts, num_classes = torch.bincount(labels).double(), newcomer.shape[-1]
+    shares = counts[labels] / (len(labels) - 1 + num_classes)
+    guessed = min(float(-shares.log().mean()), math.log(num_classes))
     loss = float(member_losses(newcomer.unsqueeze(0), labels)[0])
     before, accuracy_before = float("inf"), 0.0
     if len(members):
         before, accuracy_before = _quality(members, labels)
     together = torch.cat([members.reshape(-1, *newcomer.shape), newcomer.unsqueeze(0)])
     if not loss < float("inf"):  # also NaN
-        return Probed(float("inf"), _entropy(shares), before, float("inf"), accuracy_before, 0.0)
+        return Probed(float("inf"), guessed, before, float("inf"), accuracy_before, 0.0)
     after, accuracy_after = _quality(together, labels)
-    return Probed(loss, _entropy(shares), before, after, accuracy_before, accuracy_after)
+    return Probed(loss, guessed, before, after, accuracy_before, accuracy_after)
 
 
 def require_use(found: Probed, *, margin: float = 0.0) -> None:
@@ -89,7 +112,3 @@ def _quality(log_probs: torch.Tensor, labels: torch.Tensor) -> tuple[float, floa
     answer = combine("mean", log_probs)
     loss = float(member_losses(answer.log_probs.unsqueeze(0), labels)[0])
     return loss, float((answer.classes == labels).double().mean())
-
-
-def _entropy(shares: torch.Tensor) -> float:
-    return float(torch.special.entr(shares).sum())

@@ -49,6 +49,8 @@ class Pool:
             raise PromptError("bad-capacity", f"capacity={capacity} must be >= 1")
         self.fit, self.capacity, self.max_age = fit, capacity, max_age
         self._entries: dict[str, Entry] = {}
+        self._not_ours: dict[str, float | None] = {}
+        """What ``load`` found and could not take in; ``save`` leaves it where it is."""
 
     def __len__(self) -> int:
         """Number of members."""
@@ -133,21 +135,25 @@ class Pool:
         ]
 
     def save(self, folder: Path) -> None:
-        """Writes one safetensors file for each member, and an index; files of others go.
+        """Writes one safetensors file for each member, and an index; files of leavers go.
 
-        A crash on the way leaves the old index, or the new one, never a half.
+        What ``load`` could not take in (made for another model, say) stays, with its place in the
+        index: whoever loads it with the right model finds it again. A crash on the way leaves the
+        old index, or the new one, never a half.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for content_hash, entry in self._entries.items():
             _write(folder / f"{content_hash}{_SUFFIX}", pack(entry.member))
-        losses = [[name, entry.measured_loss] for name, entry in self._entries.items()]
-        _write(folder / _INDEX, json.dumps({"members": losses}, indent=2).encode())
+        others = {name: x for name, x in self._not_ours.items() if name not in self._entries}
+        rows = [[name, entry.measured_loss] for name, entry in self._entries.items()]
+        rows += [[n, loss] for n, loss in others.items() if (folder / f"{n}{_SUFFIX}").exists()]
+        _write(folder / _INDEX, json.dumps({"members": rows}, indent=2).encode())
         for path in folder.glob(f"*{_SUFFIX}"):
-            if path.stem not in self._entries:
+            if path.stem not in self._entries and path.stem not in others:
                 path.unlink()
 
     def load(self, folder: Path, *, now_round: int = 0) -> dict[str, str]:
-        """Takes in what ``save`` wrote, in the same order.
+        """Takes in what ``save`` wrote, in the same order; what it refuses, ``save`` will keep.
 
         Args:
             folder: where it was saved.
@@ -161,14 +167,18 @@ class Pool:
             PromptError: ``damaged``, there is no index or it cannot be read.
         """
         refused: dict[str, str] = {}
-        for name, loss in _read_index(folder / _INDEX):
+        rows = _read_index(folder / _INDEX)
+        for name, loss in rows:
             try:
                 member = unpack(_read(folder / f"{name}{_SUFFIX}"), max_bytes=_MAX_FILE_BYTES)
                 if member.content_hash != name:
                     raise PromptError("damaged", f"the file of {name[:12]} holds another prompt")
-                self.admit(member, now_round=now_round, measured_loss=loss)
+                leaver = self.admit(member, now_round=now_round, measured_loss=loss)
+                if leaver is not None:
+                    refused[leaver.content_hash] = "pool-full"
             except WireError as error:
                 refused[name] = error.reason
+        self._not_ours |= {name: loss for name, loss in rows if name in refused}
         return refused
 
 

@@ -184,8 +184,8 @@ def let_in(losses: Sequence[float], *, margin: float, ceiling: float = float("in
     Args:
         losses: on the probe rows, of the own prompt, then of the candidates; NaN is infinite.
         margin: nats >= 0 by which a candidate must be better than the own prompt.
-        ceiling: nats; who is not below knows nothing. For classes that is the entropy of the
-            labels' shares, the loss of guessing by them, so that no random prompt is let in only
+        ceiling: nats; who is not below knows nothing. For classes that is the loss of guessing by
+            the labels' shares (``gate.guessing_loss``), so that no random prompt is let in only
             because the own one is worse still.
     """
     finite = [_finite_or_worst(loss) for loss in losses]

@@ -211,7 +211,7 @@ def _transfers(result: RunResult) -> Iterator[str]:
         f"device's prompt in use. {human_bytes(found['bytes'])} went from device to device, "
         f"{human_bytes(found['trial_bytes'])} to the server and back for trials at the gate; the "
         f"tuning behind the adopted prompts had cost "
-        f"{human_bytes(found['retraining_bytes_avoided'])}. Losses in nats on rows of the device "
+        f"{human_bytes(found['source_tuning_bytes'])}. Losses in nats on rows of the device "
         "that are never tuned on.</p>"
     )
     losses = ("loss_own", "loss_candidate", "loss_tuned")

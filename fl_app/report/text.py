@@ -165,14 +165,14 @@ def final_table(result: RunResult) -> str:
         costs.add_row(
             "prompts adopted from other devices", f"{found['adopted']} of {found['searches']}"
         )
-        size, avoided = found["bytes"], found["retraining_bytes_avoided"]
+        size, behind = found["bytes"], found["source_tuning_bytes"]
         costs.add_row("  bytes from device to device", f"{human_bytes(size)} ({size:,} B)")
         costs.add_row(
             "  time on air, energy transmitted",
             f"{found['seconds']:.3f} s, {found['joules']:.3f} J",
         )
         costs.add_row("  bytes of trials at the gate", human_bytes(found["trial_bytes"]))
-        costs.add_row("  bytes of tuning behind what was adopted", human_bytes(avoided))
+        costs.add_row("  bytes of tuning behind what was adopted", human_bytes(behind))
     costs.add_row("time", f"{result.seconds:,.1f} s")
     costs.add_row("aggregated rounds", str(sum(bool(record.devices) for record in result.rounds)))
 

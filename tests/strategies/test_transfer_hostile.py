@@ -34,6 +34,8 @@ from tests.transfer_fixtures import (
 __all__ = ["transfer_player"]
 Prompt = NDArray[np.float32]
 _STEPS = 60
+_LOSS_OF = {"rolled-back": "loss_own", "zero-shot": "loss_candidate", "tuned": "loss_tuned"}
+"""Of what is in use after a transfer ended so."""
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +137,7 @@ def test_no_hostile_prompt_passes_the_gate(transfer_player: Player, honest: Grad
         refused = sorted({"huge-norm": 3, "not-finite": 4}.items())
         assert sorted(record["refused"]) == [name for name, d in refused if d != device]
         if record["action"] != "kept":
-            ends = [record[f"loss_{name}"] for name in ("own", "candidate", "tuned")]
-            assert min(ends) <= record["loss_own"]
+            assert record[_LOSS_OF[record["action"]]] <= record["loss_own"]
 
 
 def _changed_byte(payload: Payload) -> Payload:

@@ -135,6 +135,19 @@ def test_equal_losses_share_infinite_eta() -> None:
     assert shared.tolist() == [0.5, 0.5, 0.0]
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("eta", [0.0, 1.0, float("inf")])
+def test_who_has_no_finite_loss_weighs_nothing(eta: float, broken: float) -> None:
+    """The others weigh what they would weigh without it."""
+    rest = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+    weights = exponential_weights(torch.cat([torch.tensor([broken]).double(), rest]), eta)
+    assert weights[0] == 0.0
+    torch.testing.assert_close(weights[1:], exponential_weights(rest, eta))
+    assert float(weights.sum()) == pytest.approx(1)
+    with pytest.raises(PromptError, match="no-member"):
+        exponential_weights(torch.full((2,), broken), eta)
+
+
 @pytest.mark.parametrize("how", COMBINERS)
 def test_a_member_with_nan_is_left_out(how: str) -> None:
     """Only at that sample; the others' weights are scaled up."""

@@ -200,6 +200,40 @@ def test_damaged_files_are_named_and_the_rest_is_loaded(tmp_path: Path) -> None:
         back.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("fit", "capacity", "reason"),
+    [
+        (dataclasses.replace(_FIT, model_hash="n" * 64), 3, "wrong-model"),
+        (dataclasses.replace(_FIT, head_shapes={}), 3, "wrong-head"),
+        (_FIT, 1, "pool-full"),
+    ],
+)
+def test_what_does_not_fit_here_is_not_deleted(
+    tmp_path: Path, fit: Fit, capacity: int, reason: str
+) -> None:
+    """Wrong model, wrong labels, less room: the owner with the right ones finds all again."""
+    pool = Pool(_FIT, capacity=3)
+    for seed, loss in enumerate((None, 0.25, 0.125)):  # the first one goes first
+        pool.admit(_member(seed), measured_loss=loss)
+    pool.save(tmp_path)
+    file = tmp_path / f"{pool.members[2].content_hash}.safetensors"
+    half = file.read_bytes()[:-1]
+    file.write_bytes(half)
+    stranger = Pool(fit, capacity=capacity)
+    refused = stranger.load(tmp_path)
+    assert set(refused.values()) == {reason, "damaged"}
+    if capacity > 1:
+        stranger.admit(drawn_member(fit, 3, seed=9))  # as a running service does
+    stranger.save(tmp_path)
+    stranger.save(tmp_path)
+    assert file.read_bytes() == half
+    back = Pool(_FIT, capacity=4)
+    assert list(back.load(tmp_path).values()).count("damaged") == 1
+    found = {entry.member.content_hash: entry.measured_loss for entry in back.entries}
+    for entry in pool.entries[:2]:
+        assert found[entry.member.content_hash] == entry.measured_loss
+
+
 def test_hashes_name_what_matters(tiny: TinyModels) -> None:
     """Body and tokenizer, not the head, which prompts bring along."""
     backbone, again = tiny.load("bert", CLASSES), tiny.load("bert", CLASSES)

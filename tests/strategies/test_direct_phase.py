@@ -1,0 +1,107 @@
+"""Hostile devices in a meeting on direct links: what they tell the server costs nobody else."""
+
+import ssl
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
+
+import pytest
+
+from fl_app.certificate import make_certificate
+from fl_app.ledger import Ledger
+from fl_app.payload import Payload, Scalar, read_payload
+from fl_app.prompts.contacts import Contacts
+from fl_app.schema import TransferPrompt
+from fl_app.stream import der_of
+from fl_app.transfer_wire import IDENTITY, MET, octets, read_peers
+from strategies.direct_phase import DirectPhase
+from strategies.round_log import RoundLog
+from strategies.transfer_book import TransferRecord
+from strategies.transfer_phase import Gathered, TransferTools
+
+_DEVICES = 3
+_PEM = [make_certificate(f"device{d}")[0] for d in range(_DEVICES)]
+
+
+class _Devices:
+    """Answers as devices would, without any."""
+
+    max_bytes = 10**6
+
+    def __init__(self, certificates: list[bytes], met: Mapping[int, Mapping[str, Scalar]]) -> None:
+        self.certificates, self.met = certificates, met
+        self.peers: dict[int, list[int]] = {}
+
+    def exchange(self, blobs: Mapping[int, bytes], _timeout_s: float) -> dict[int, bytes]:
+        return {device: self._answer(device, blob) for device, blob in blobs.items()}
+
+    def _answer(self, device: int, blob: bytes) -> bytes:
+        order = read_payload(blob, max_bytes=self.max_bytes)
+        if order.kind == "identify":
+            found = {IDENTITY: octets(self.certificates[device])}
+            return Payload(IDENTITY, 0, {}, found).to_blob()
+        self.peers[device] = [peer.device for peer in read_peers(order)]
+        return Payload(MET, 0, {"offers": 1, **self.met.get(device, {})}).to_blob()
+
+
+def _gather(
+    devices: _Devices, askers: list[int]
+) -> tuple[dict[int, Gathered], Ledger, dict[str, list[int]]]:
+    settings = TransferPrompt()
+    settings.contacts.area_m = 20.0  # everybody meets everybody
+    ledger, log = Ledger(), RoundLog()
+    tools = TransferTools(
+        Contacts(_DEVICES, settings.contacts, seed=0),
+        cast("Any", SimpleNamespace()),
+        ledger,
+        1.0,
+        2,
+    )
+    phase = DirectPhase(
+        tools,
+        cast("Any", devices),
+        addresses=[f"127.0.0.1:{7000 + d}" for d in range(_DEVICES)],
+        seconds=1.0,
+        number=2,
+        model_hash="m",
+        log=log,
+    )
+    records = {device: TransferRecord(2, device) for device in askers}
+    with patch("logging.Logger.warning"):
+        found = phase.gather(askers, list(range(_DEVICES)), records)
+    return found, ledger, log.dropped
+
+
+def _with_head_of_another(pem: bytes) -> bytes:
+    """A good certificate with the start of a second one behind it, which OpenSSL takes."""
+    return ssl.DER_cert_to_PEM_cert(der_of(pem.decode()) + b"\x30\x82").encode()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"no PEM",
+        ssl.DER_cert_to_PEM_cert(b"anything but a certificate").encode(),
+        ssl.DER_cert_to_PEM_cert(der_of(_PEM[2].decode())[:-1]).encode(),
+        _with_head_of_another(_PEM[2]),
+    ],
+    ids=["no PEM", "no certificate", "cut", "two"],
+)
+def test_who_has_no_certificate_is_lost_alone(bad: bytes) -> None:
+    """Nobody is told of it, for whoever cannot load a peer's certificate cannot start."""
+    devices = _Devices([*_PEM[:2], bad], {0: {"advert|1": 10, "blob|1": 100}})
+    found, _, dropped = _gather(devices, [0, 1])
+    assert devices.peers == {0: [1], 1: [0]}
+    assert dropped == {"damaged": [2]}
+    assert {d: one.asked for d, one in found.items()} == {0: [1]}
+
+
+def test_what_a_device_heard_that_asks_nobody_is_not_booked() -> None:
+    """Device 2 looks for nothing, yet tells of an advert of the only asker, whom nobody heard."""
+    lie: dict[str, Scalar] = {"advert|0": 10**9, "advert|1": 10**9}
+    devices = _Devices(_PEM, {0: {"advert|1": 10, "blob|1": 100}, 2: lie})
+    found, ledger, dropped = _gather(devices, [0])
+    assert dropped == {}
+    assert {d: one.sizes for d, one in found.items()} == {0: {1: 100}}
+    assert ledger.total_bytes(link="d2d", what="advert") == 10
