@@ -92,13 +92,13 @@ def _require_transfer(config: Config, transfer: TransferPrompt) -> None:
         )
     if config.connection.block is not None:
         raise ConfigError(
-            "connection.block: trials of prompt=transfer travel as bytes and would judge prompts on "
-            "a perfect link; set connection.block=null, or prompt=none"
+            "connection.block: trials of prompt=transfer travel as bytes and would judge prompts "
+            "on a perfect link; set connection.block=null, or prompt=none"
         )
     if strategy.server_rule.name == "fedprox":
         raise ConfigError(
-            "strategy.server_rule.name=fedprox pulls every device towards the mean prompt, and with "
-            "prompt=transfer each has a prompt of its own; choose another rule, or prompt=none"
+            "strategy.server_rule.name=fedprox pulls every device towards the mean prompt, and "
+            "with prompt=transfer each has a prompt of its own; choose another rule, or prompt=none"
         )
     rounds, total = transfer.rounds, config.strategy.num_rounds
     if rounds is not None and not all(2 <= number <= total for number in rounds):
