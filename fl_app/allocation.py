@@ -234,10 +234,8 @@ def _of_class(
 ) -> Sizes:
     """Returns a class's layout within the server's: the rule's under the class's limits.
 
-    Rule cost_aware chooses among the server's units; layouts of the others are cut to the server's.
-
-    Raises:
-        LayoutError: what the rule gives the class is none of the server's units.
+    Rule cost_aware chooses among the server's units; the others' layouts are cut to the server's.
+    Raises LayoutError where no unit is left.
     """
     limits = {**_limits(peft.layout), "params": None}
     limits |= {name: limit for name, limit in _limits(one).items() if limit is not None}

@@ -48,9 +48,8 @@ class ProductSpace:
     """The products B A, re-factored to the given rank by SVD (the nearest such matrix).
 
     The factors come back balanced: B = U sqrt(S), A = sqrt(S) V^T. A unit that the product does not
-    use (its singular value is rounding noise) comes back ready to be tuned, as a new one is: B's
-    column is 0, A's row V^T times 1 / sqrt(3), which is the norm of a row of A as drawn. Were both
-    0, their gradients would stay 0.
+    use (its singular value is rounding noise) comes back as new: B's column is 0, A's row V^T times
+    1 / sqrt(3), the norm of a row of A as drawn. Were both 0 their gradients would stay 0.
 
     Args:
         rank: LoRA rank r of every adapted map.

@@ -93,8 +93,9 @@ class LoraConfig(PeftConfig):
     """Which block gets what rank."""
     combine: str = "pad"
     """How unequal ranks are combined: pad (zero padding, each coordinate divided by the weights of
-    the devices that hold it), zero (divided by all weights: unbiased, slow where few hold it), flex
-    (mean of products, SVD back to the ranks; with peft.aggregation=exact)."""
+    the devices that hold it: its full step, but biased, W / W_present times the mean over all
+    devices), zero (divided by all weights: unbiased with freeze-a and alternate, slow where few
+    hold it), flex (mean of products, SVD back to the ranks; with peft.aggregation=exact)."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

@@ -10,7 +10,6 @@ from fl_app import wire
 from fl_app.allocation import Allocation, allocate
 from fl_app.bench import prepare
 from fl_app.config import load_config
-from fl_app.device_classes import classes_of
 from fl_app.errors import ConfigError, DeftError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.emulator import Split
@@ -211,19 +210,6 @@ def test_a_slow_link_costs_ranks(tiny: TinyModels) -> None:
     made, _, _ = _made(tiny, classes, f"peft.layout.round_s={deadline}")
     assert made.classes["far"] == dict.fromkeys(SPLIT.outer, 2)
     assert made.classes["near"] == made.server == dict.fromkeys(SPLIT.outer, 4)
-
-
-def test_devices_named_by_number_and_by_share() -> None:
-    words = (
-        "federation.num_devices=3 federation.classes=[{name:a,devices:[2]},{name:b,devices:[0,1]}]"
-    )
-    assert classes_of(load_config(words).federation, 0) == {0: "b", 1: "b", 2: "a"}
-    shares = load_config(
-        "federation.num_devices=9 federation.classes=[{name:a,share:2},{name:b,share:1}]"
-    ).federation
-    one, two = classes_of(shares, 0), classes_of(shares, 1)
-    assert [list(dealt.values()).count("a") for dealt in (one, two)] == [6, 6]
-    assert one != two
 
 
 @pytest.mark.parametrize(
