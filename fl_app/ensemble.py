@@ -108,13 +108,19 @@ class Ensemble:
         """Returns the members that have a say, and why others have none.
 
         A member that does not fit (its norm has exploded, say), or equals one before it, is left
-        out, so that it counts neither wrongly nor twice.
+        out, so that it counts neither wrongly nor twice; ``untuned`` is one that no round has
+        changed, once a round has changed another.
         """
         pool = Pool(
             self._fit, capacity=self.num_members, max_age=max(self._config.strategy.num_rounds, 1)
         )
         left_out: dict[int, str] = {}
-        for j, member in enumerate(self._candidates(adapter)):
+        candidates = self._candidates(adapter)
+        is_tuned = any(member.card.round > 0 for member in candidates)
+        for j, member in enumerate(candidates):
+            if is_tuned and member.card.round == 0:
+                left_out[j] = "untuned"
+                continue
             try:
                 pool.admit(member, now_round=member.card.round)
             except PromptError as error:

@@ -29,6 +29,8 @@ class Fit:
         max_tokens: longest prompt, in virtual tokens.
         max_row_norm: largest Euclidean norm of one virtual token.
         head_shapes: shapes of the head's parameters; a member has all of them or none.
+        max_head_norm: largest Euclidean norm of one parameter of the head. It keeps logits finite;
+            a head that is merely loud passes.
     """
 
     model_hash: str
@@ -37,6 +39,7 @@ class Fit:
     max_tokens: int
     max_row_norm: float
     head_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max_head_norm: float = 1e4
 
     def require(self, member: Member) -> None:
         """Checks a member.
@@ -81,6 +84,12 @@ class Fit:
                 "huge-norm",
                 f"a virtual token has norm {largest:.4g}, allowed is {self.max_row_norm:.4g}",
             )
+        for name, array in member.head.items():
+            if (norm := float(np.linalg.norm(array.astype(np.float64)))) > self.max_head_norm:
+                raise PromptError(
+                    "huge-norm",
+                    f"the head's {name} has norm {norm:.4g}, allowed is {self.max_head_norm:.4g}",
+                )
 
 
 def fit_of(
@@ -93,7 +102,8 @@ def fit_of(
         max_length: tokens of the longest text; where positions are learned, prompt and text have
             to share them.
         max_tokens: longest prompt allowed anyway.
-        norm_ratio: largest norm of a virtual token over that of the longest token embedding.
+        norm_ratio: largest norm of a virtual token over that of the longest token embedding, and
+            of a head's parameter over that of the model's own, or over 1 where that is smaller.
 
     Raises:
         ModelError: the model takes no soft prompt.
@@ -102,17 +112,20 @@ def fit_of(
     table = token_table(model).weight.detach()
     heads = head_modules(model, backbone.task)
     positions = num_positions(model.config)
+    own = {
+        f"{_LEAD}{head}.{name}": parameter.detach()
+        for head in heads
+        for name, parameter in model.get_submodule(head).named_parameters()
+    }
     return Fit(
         model_hash=model_hash(model, heads),
         tokenizer_hash=tokenizer_hash(backbone.files),
         width=int(table.shape[1]),
         max_tokens=max_tokens if positions is None else min(max_tokens, positions - max_length),
         max_row_norm=norm_ratio * float(table.double().norm(dim=1).max()),
-        head_shapes={
-            f"{_LEAD}{head}.{name}": tuple(parameter.shape)
-            for head in heads
-            for name, parameter in model.get_submodule(head).named_parameters()
-        },
+        head_shapes={name: tuple(parameter.shape) for name, parameter in own.items()},
+        max_head_norm=norm_ratio
+        * max([1.0, *(float(one.double().norm()) for one in own.values())]),
     )
 
 

@@ -54,14 +54,14 @@ class EnsembleVote(EnsembleConfig):
 
 @dataclass
 class EnsembleMean(EnsembleConfig):
-    """The mean of the members' probabilities."""
+    """The mean of the members' probabilities; nothing guards it against a hostile group."""
 
     combiner: ClassVar[str] = "mean"
 
 
 @dataclass
 class EnsembleLogitMean(EnsembleConfig):
-    """The geometric mean of the members' probabilities."""
+    """The geometric mean of the members' probabilities; one loud hostile group decides it."""
 
     combiner: ClassVar[str] = "logit_mean"
 

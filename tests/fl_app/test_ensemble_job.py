@@ -142,6 +142,20 @@ def test_a_member_that_explodes_or_doubles_has_no_say(player: Player) -> None:
     assert entry["weights"] == [1.0]
 
 
+def test_a_member_nobody_has_tuned_yet_has_no_say_beside_one_that_is(player: Player) -> None:
+    bench = player.bench(player.tiny.overrides(*WORDS, "prompt=ensemble_vote"))[0]
+    assert bench.ensemble is not None
+    start = bench.ensemble.start()
+    bench.ensemble.note(0, start, [[0], [1], [2]])
+    pool, left_out = bench.ensemble.pool(start)
+    assert (len(pool), left_out) == (3, {})  # or nobody could answer before the first round
+    first, *others = updates.split(start, 3)
+    tuned = updates.join([{**first, PROMPT_NAME: first[PROMPT_NAME] + np.float32(0.1)}, *others])
+    bench.ensemble.note(1, tuned, [[0], [1], [2]])
+    pool, left_out = bench.ensemble.pool(tuned)
+    assert ([m.card.device for m in pool.members], left_out) == ([0], {1: "untuned", 2: "untuned"})
+
+
 _LETTERS = {0, 1, 2, *range(5, 5 + len(WORDS_KNOWN))}
 """Tokens this tokenizer writes out; 3 and 4 are special to it, those above are unknown to it."""
 

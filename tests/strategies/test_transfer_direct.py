@@ -45,7 +45,7 @@ class _FileGrid(ThreadedGrid):
 
 
 def test_prompts_go_over_direct_links(transfer_player: Player, tmp_path: Path) -> None:
-    """Same choice and same gate as by relay, bytes on the direct link alone."""
+    """All meet, all try what they chose, and no prompt passes the server."""
     ports = _free_ports(_DEVICES)
     words = words_of(
         "prompt",

@@ -104,6 +104,14 @@ def _huge() -> Member:
     return Member(prompt, card_for(_FIT))
 
 
+def _with_huge_head() -> Member:
+    """Finite, as float32 allows it; its logits would not be."""
+    member = _member()
+    return Member(
+        member.prompt, member.card, {n: np.full_like(a, 3e38) for n, a in member.head.items()}
+    )
+
+
 def _with_nan() -> Member:
     prompt = _member().prompt.copy()
     prompt[1, 2] = np.nan
@@ -121,6 +129,7 @@ def _with_nan() -> Member:
         (Member(_member().prompt, card_for(_FIT), {"odd": np.ones(2, np.float32)}), "wrong-head"),
         (_with_nan(), "not-finite"),
         (_huge(), "huge-norm"),
+        (_with_huge_head(), "huge-norm"),
         (_member(round=2), "stale"),
     ],
 )
