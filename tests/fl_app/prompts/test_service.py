@@ -1,5 +1,7 @@
 """The service without HTTP: restarts, limits, broken members, an empty pool."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ _TEXTS = ["w3 w4", "w11", "w25 w26 w27"]
 
 
 def _service(
-    tiny: TinyModels, members: list[Member], capacity: int = 4, **options: Any
+    tiny: TinyModels,
+    members: list[Member],
+    capacity: int = 4,
+    fits: dict[str, float] | None = None,
+    **options: Any,
 ) -> EnsembleService:
     backbone = tiny.load("bert", CLASSES)
-    pool = Pool(fit_for(backbone), capacity=capacity)
+    pool = Pool(replace(fit_for(backbone), **(fits or {})), capacity=capacity)
     for member in members:
         pool.admit(member)
     return EnsembleService(backbone, tiny.task("bert", CLASSES), pool, **options)
@@ -76,11 +82,14 @@ def test_few_answer_and_the_rest_keep_their_standing(tiny: TinyModels) -> None:
 
 
 def test_a_member_that_says_nan_is_passed_over(tiny: TinyModels) -> None:
-    """Finite weights whose sums overflow inside the model."""
+    """Finite weights whose sums overflow inside the model, in a pool without a bound on heads."""
     good, other = _drawn(tiny, 2)
     head = {name: np.full_like(array, 3e38) for name, array in other.head.items()}
     broken = Member(other.prompt, other.card, head)
-    service, lone = _service(tiny, [good, broken]), _service(tiny, [good])
+    with pytest.raises(PromptError, match="huge-norm"):
+        _service(tiny, [good, broken])
+    unbounded = {"max_head_norm": math.inf}
+    service, lone = _service(tiny, [good, broken], fits=unbounded), _service(tiny, [good])
     for ours, wanted in zip(service.answer(_TEXTS), lone.answer(_TEXTS), strict=True):
         assert ours.label == wanted.label
         assert list(ours.probabilities.values()) == pytest.approx(
