@@ -66,13 +66,17 @@ class EmulatorWorker:
         self._aggregation = aggregation_of(config.peft)
         self._loaded = Loaded(cache, lambda blob: EmulatorSession(blob, config))
 
+    def _session(self, order: wire.Order) -> EmulatorSession | None:
+        """Returns the device's emulator, keeping one that came along; None if it has none."""
+        if order.emulator is not None:
+            self._cache.put(order.device, order.model_hash, order.emulator)
+        return self._loaded.of(order.device, order.model_hash)
+
     def gains(self, message: Message) -> Message:
         """Looks at the gradient of this device's data in front of the first round."""
         torch.set_num_threads(1)
         order = wire.read_order(message)
-        if order.emulator is not None:
-            self._cache.put(order.device, order.model_hash, order.emulator)
-        session = self._loaded.of(order.device, order.model_hash)
+        session = self._session(order)
         if session is None:
             return wire.no_emulator_reply(message, order)
         encoded = self._data.encoded(order.device, session)
@@ -88,9 +92,7 @@ class EmulatorWorker:
         torch.set_num_threads(1)  # more would change sums, and fight with the other workers
         started = time.monotonic()
         order = wire.read_order(message)
-        if order.emulator is not None:
-            self._cache.put(order.device, order.model_hash, order.emulator)
-        session = self._loaded.of(order.device, order.model_hash)
+        session = self._session(order)
         if session is None:
             return wire.no_emulator_reply(message, order)
         encoded = self._data.encoded(order.device, session)

@@ -13,9 +13,10 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from fl_app import wire
-from fl_app.bench import Bench, measure, starting_adapter
+from fl_app.bench import Bench, starting_adapter
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
+from fl_app.measures import measure
 from fl_app.profiling import most_units
 from fl_app.result import RoundRecord
 from fl_app.schema import Config, LoraConfig

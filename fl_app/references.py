@@ -63,11 +63,12 @@ def _spawn(name: str, overrides: str, output: Path) -> float:
 
 def run_reference(name: str, overrides: str) -> float:
     """Makes one comparison run in this process and returns its measure on all test rows."""
-    from fl_app.bench import measure_plug_in, prepare
+    from fl_app.bench import prepare
     from fl_app.client_app import app
     from fl_app.config import load_config
     from fl_app.job import federate, require_progress
     from fl_app.local_grid import LocalGrid
+    from fl_app.measures import measure_plug_in
     from fl_app.variants import as_reference
 
     run = load_config(overrides)

@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fl_app.bench import Bench, measure_plug_in, prepare
+from fl_app.bench import Bench, prepare
 from fl_app.client_app import app
 from fl_app.config import load_config
 from fl_app.job import federate
 from fl_app.local_grid import LocalGrid
+from fl_app.measures import measure_plug_in
 from fl_app.updates import Update
 
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ slow device tunes what a fast one tunes, and less of it. All devices of the roun
 of the band; what a device that cannot send a single unit leaves over is not dealt out again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,10 +19,10 @@ from fl_app.resources.price import Price
 from fl_app.updates import Update
 from fl_app.wire import Reply
 from strategies.schedule import Radiolinks, RoundPlan, Turn
-from strategies.scoring import ScoredUnits
+from strategies.scoring import OrderedUnits
 
 
-class ChannelLayouts:
+class ChannelLayouts(OrderedUnits):
     """The server's units in the order of their scores: the run's ``Layouts`` and its ``Scoring``.
 
     Args:
@@ -37,22 +37,8 @@ class ChannelLayouts:
     def __init__(
         self, server: Layout, price_of: PriceOf, deadline_s: float, *, is_a_sent: bool
     ) -> None:
-        self._held = ScoredUnits(server, is_a_sent=is_a_sent)
+        super().__init__(server, is_a_sent=is_a_sent)
         self._price_of, self._deadline_s = price_of, deadline_s
-
-    @property
-    def server(self) -> Layout:
-        """The server's layout."""
-        return self._held.layout
-
-    @property
-    def units(self) -> Mapping[int, Sequence[int]]:
-        """See ``Scoring.units``."""
-        return self._held.units
-
-    def at(self, server_round: int, device: int) -> Layout:
-        """Returns the server's layout, which holds every device's of a round."""
-        return self._held.layout
 
     def is_wanted(self, server_round: int) -> bool:
         """Always: the next round's order is that of the latest scores."""

@@ -113,7 +113,28 @@ class ScoredUnits:
         return cut(adapter, layout)
 
 
-class SensitivityLayouts:
+class OrderedUnits:
+    """Layouts of which the server's, whose units go by score, holds every device's of a round."""
+
+    def __init__(self, server: Layout, *, is_a_sent: bool) -> None:
+        self._held = ScoredUnits(server, is_a_sent=is_a_sent)
+
+    @property
+    def server(self) -> Layout:
+        """The server's layout of the round that comes next, or is under way."""
+        return self._held.layout
+
+    @property
+    def units(self) -> Mapping[int, Sequence[int]]:
+        """See ``Scoring.units``."""
+        return self._held.units
+
+    def at(self, server_round: int, device: int) -> Layout:
+        """Returns the server's layout, whoever asks."""
+        return self._held.layout
+
+
+class SensitivityLayouts(OrderedUnits):
     """AdaLoRA in the federation: one layout for all, smaller from round to round.
 
     It is both the run's ``Layouts`` and its ``Scoring``. A round in which no update counts cuts
@@ -128,22 +149,8 @@ class SensitivityLayouts:
     is_shared = True
 
     def __init__(self, server: Layout, schedule: BudgetSchedule, *, is_a_sent: bool) -> None:
-        self._held = ScoredUnits(server, is_a_sent=is_a_sent)
+        super().__init__(server, is_a_sent=is_a_sent)
         self._schedule = schedule
-
-    @property
-    def server(self) -> Layout:
-        """The layout of the round that comes next, or is under way."""
-        return self._held.layout
-
-    @property
-    def units(self) -> Mapping[int, Sequence[int]]:
-        """See ``Scoring.units``."""
-        return self._held.units
-
-    def at(self, server_round: int, device: int) -> Layout:
-        """Returns the server's layout, whoever asks."""
-        return self._held.layout
 
     def is_wanted(self, server_round: int) -> bool:
         """Tells whether units are cut after this round."""

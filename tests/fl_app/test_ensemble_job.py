@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from fl_app import main_job, updates
-from fl_app.bench import Bench, measure, prepare
+from fl_app.bench import Bench, prepare
 from fl_app.client_app import app
 from fl_app.config import load_config
 from fl_app.evaluate import evaluate
@@ -22,6 +22,7 @@ from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.job import federate
 from fl_app.local_grid import LocalGrid
 from fl_app.material import load_material
+from fl_app.measures import measure
 from fl_app.prompts.fit import fit_of
 from fl_app.prompts.pool import Pool
 from fl_app.report import final_table

@@ -11,13 +11,7 @@ import torch
 import transformers
 
 from fl_app import wire
-from fl_app.bench import (
-    Bench,
-    measure_emulator,
-    measure_plug_in,
-    model_source,
-    prepare,
-)
+from fl_app.bench import Bench, model_source, prepare
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, DataError, DeftError, ModelError
 from fl_app.fomo.adapter import Adapter, LoraSpec
@@ -25,6 +19,7 @@ from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.package import unpack
 from fl_app.job import adapter_sha256
 from fl_app.material import load_material
+from fl_app.measures import measure_emulator, measure_plug_in
 from fl_app.schema import HubModel, LocalModel, ModelConfig, StrategyConfig
 from fl_app.updates import Update
 from tests.federation_fixtures import (

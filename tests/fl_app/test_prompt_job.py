@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from fl_app import main_job
-from fl_app.bench import measure_plug_in, prepare
+from fl_app.bench import prepare
 from fl_app.client_app import app
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, DeftError, ModelError
@@ -20,6 +20,7 @@ from fl_app.fomo.package import unpack
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.local_grid import LocalGrid
 from fl_app.material import load_material
+from fl_app.measures import measure_plug_in
 from fl_app.settings import aggregation_of
 from tests.federation_fixtures import (
     CLASSES,

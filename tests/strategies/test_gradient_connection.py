@@ -10,13 +10,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from fl_app.bench import measure_plug_in, prepare
+from fl_app.bench import prepare
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.features_wire import FEATURES, GRADIENT
 from fl_app.fomo.features import FeatureGradient
 from fl_app.fomo.front import Front
 from fl_app.local_grid import ThreadedGrid
+from fl_app.measures import measure_plug_in
 from fl_app.payload import Payload
 from fl_app.settings import link_spec
 from fl_app.variants import REFERENCES

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app.bench import measure_plug_in, prepare
+from fl_app.bench import prepare
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, DeftError, ModelError
 from fl_app.material import load_material
+from fl_app.measures import measure_plug_in
 from tests.federation_fixtures import (
     Player,
     TinyFederation,

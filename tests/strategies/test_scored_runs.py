@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from fl_app import wire
-from fl_app.bench import measure_emulator, measure_plug_in, prepare
+from fl_app.bench import prepare
 from fl_app.layout.prefix import layout_of
+from fl_app.measures import measure_emulator, measure_plug_in
 from fl_app.variants import as_reference
 from tests.federation_fixtures import CLASSES, NUM_DEVICES, Player
 from tests.strategies.test_scoring import OUTER, RULE
