@@ -36,7 +36,7 @@ from fl_app.fomo.front import masks_of
 from fl_app.payload import Payload, Scalar
 from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
-from fl_app.settings import aggregation_of, feature_link_spec, local_tuning
+from fl_app.settings import aggregation_of, feature_link_spec, round_tuning
 from fl_app.tasks import Batch
 from fl_app.updates import Update, layout_hash, travels
 
@@ -156,8 +156,9 @@ class GradientWorker(PartWorker):
         after = stepped(
             state,
             found | arrived,
-            local_tuning(self._config.finetune),
+            round_tuning(self._config, state.round),
             self._tuned(state),
+            num_steps=len(self._plan(session, state)),
         )
         if after.step < len(self._plan(session, after)):
             return self._features(session, after, link)

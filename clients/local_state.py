@@ -78,6 +78,8 @@ def stepped(
     gradients: Mapping[str, torch.Tensor],
     settings: LocalTuning,
     tuned: Collection[str],
+    *,
+    num_steps: int,
 ) -> LocalState:
     """Returns the state after one AdamW step: that of ``fl_app.finetune.tune``, to the last bit.
 
@@ -86,6 +88,7 @@ def stepped(
         gradients: of the loss, for every tunable parameter without a waiting one.
         settings: learning rates and the like.
         tuned: names of the parameters to change.
+        num_steps: the round's local steps.
 
     Raises:
         ModelError: a gradient is missing or not finite.
@@ -105,7 +108,8 @@ def stepped(
             pull = parameter.detach() - torch.from_numpy(state.start[name])
             parameter.grad += state.proximal_mu * pull
     torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
-    optimiser = optimiser_of(parameters, settings)
+    rate_share = settings.rate_share(state.step, num_steps)
+    optimiser = optimiser_of(parameters, settings, rate_share)
     for name, parameter in parameters.items():
         if name in state.first_moment:
             optimiser.state[parameter] = {

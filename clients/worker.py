@@ -23,7 +23,7 @@ from fl_app.settings import (
     adapter_for,
     aggregation_of,
     connect,
-    local_tuning,
+    round_tuning,
     task_for,
     unit_scores,
 )
@@ -113,7 +113,7 @@ class EmulatorWorker:
             tuned,
             session.task,
             encoded,
-            local_tuning(self._config.finetune, order.proximal_mu),
+            round_tuning(self._config, order.round, order.proximal_mu),
             generator(self._config.seed, "local", order.round, order.device),
             watch=None if meter is None else meter.update,
         )

@@ -1,5 +1,6 @@
 """One device's local fine-tuning: a plain loop that knows no Flower and no emulator."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,14 @@ class LocalTuning:
         batch_size: examples per local step.
         lr: AdamW learning rate of the LoRA factors or the soft prompt.
         head_lr: AdamW learning rate of the task head.
+        lr_final: share of both rates that is left at the end of the run, in (0, 1].
         eps: AdamW's denominator constant. A first step is lr g / (|g| + eps), so a gradient well
             below eps moves little, where the usual 1e-8 makes any gradient a full step.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: gradients are scaled down to this norm.
         logit_adjustment: tau of ``Task.local_loss``.
         proximal_mu: FedProx (Li et al. 2020, arXiv:1812.06127) adds mu/2 ||w - w_received||^2.
+        progress: shares of the run that are over at the first local step and after the last.
     """
 
     epochs: int
@@ -39,11 +42,24 @@ class LocalTuning:
     batch_size: int
     lr: float
     head_lr: float
+    lr_final: float
     eps: float
     weight_decay: float
     clip_norm: float
     logit_adjustment: float
     proximal_mu: float
+    progress: tuple[float, float] = (0.0, 0.0)
+
+    def rate_share(self, step: int, num_steps: int) -> float:
+        """Returns ``lr_final`` to the power of the run's progress at a local step, from 0."""
+        begin, end = self.progress
+        return float(self.lr_final ** (begin + (end - begin) * step / num_steps))
+
+
+def num_local_steps(num_rows: int, settings: LocalTuning) -> int:
+    """Returns how many local steps a device with so many rows makes in a round."""
+    steps = settings.epochs * -(-num_rows // settings.batch_size)
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def local_batches(
@@ -70,12 +86,15 @@ def local_batches(
 
 
 def optimiser_of(
-    parameters: Mapping[str, nn.Parameter], settings: LocalTuning
+    parameters: Mapping[str, nn.Parameter], settings: LocalTuning, rate_share: float = 1.0
 ) -> torch.optim.AdamW:
-    """Returns AdamW with one learning rate for adapters and one for heads."""
+    """Returns AdamW with one learning rate for adapters and one for heads, or a share of both."""
     body = [p for name, p in parameters.items() if not is_head(name)]
     head = [p for name, p in parameters.items() if is_head(name)]
-    groups = [{"params": body, "lr": settings.lr}, {"params": head, "lr": settings.head_lr}]
+    groups = [
+        {"params": body, "lr": settings.lr * rate_share},
+        {"params": head, "lr": settings.head_lr * rate_share},
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         eps=settings.eps,
@@ -117,13 +136,15 @@ def tune(
     batches = local_batches(
         encoded, batch_size=settings.batch_size, epochs=settings.epochs, rng=rng
     )
-    for indices in batches:
-        if settings.max_steps is not None and len(losses) >= settings.max_steps:
-            break
+    num_steps = num_local_steps(len(encoded), settings)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    for step, indices in enumerate(itertools.islice(batches, num_steps)):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * settings.rate_share(step, num_steps)
         loss = local_loss(model, task.batch(encoded, indices))
         if not torch.isfinite(loss):
             raise ModelError(
-                f"the loss is {loss.item()} at local step {len(losses) + 1}; lower finetune.lr="
+                f"the loss is {loss.item()} at local step {step + 1}; lower finetune.lr="
                 f"{settings.lr} or finetune.head_lr={settings.head_lr}"
             )
         losses.append(float(loss.detach()))

@@ -252,9 +252,19 @@ def task_for(
     )
 
 
-def local_tuning(finetune: FinetuneConfig, proximal_mu: float = 0.0) -> LocalTuning:
+def local_tuning(
+    finetune: FinetuneConfig, proximal_mu: float = 0.0, progress: tuple[float, float] = (0.0, 0.0)
+) -> LocalTuning:
     """Returns the settings of local tuning; the pull mu comes from the server's rule."""
-    return LocalTuning(**dataclasses.asdict(finetune), proximal_mu=proximal_mu)
+    settings = dataclasses.asdict(finetune)
+    return LocalTuning(**settings, proximal_mu=proximal_mu, progress=progress)
+
+
+def round_tuning(config: Config, round_number: int, proximal_mu: float = 0.0) -> LocalTuning:
+    """Returns the settings of local tuning in one of the run's rounds, from 1."""
+    num_rounds = config.strategy.num_rounds
+    progress = ((round_number - 1) / num_rounds, round_number / num_rounds)
+    return local_tuning(config.finetune, proximal_mu, progress)
 
 
 def link_spec(connection: ConnectionConfig) -> LinkSpec:

@@ -34,6 +34,7 @@ _UNUSED = {
         "strategy.cut",
         "finetune.lr",
         "finetune.head_lr",
+        "finetune.lr_final",
         "finetune.eps",
         "finetune.weight_decay",
         "finetune.clip_norm",

@@ -13,6 +13,7 @@ def tuning_of(**changes: Any) -> LocalTuning:
         "batch_size": 4,
         "lr": 0.01,
         "head_lr": 0.01,
+        "lr_final": 1.0,
         "eps": 1e-8,
         "weight_decay": 0.0,
         "clip_norm": 1.0,

@@ -21,6 +21,9 @@ class FinetuneConfig:
     the large ``eps`` asks for a large lr."""
     head_lr: float = 2e-2
     """AdamW learning rate of the task head."""
+    lr_final: float = 1.0
+    """Share of both rates that is left when the run ends: they fall geometrically over rounds and
+    local steps. 1: constant."""
     eps: float = 1e-3
     """AdamW's denominator constant. With the usual 1e-8 a device with next to nothing to learn
     moves the adapter as much as the others."""
@@ -41,6 +44,8 @@ class FinetuneConfig:
         for key in ("lr", "head_lr", "eps", "clip_norm"):
             value = getattr(self, key)
             require(f"finetune.{key}", value, 0 < value < inf, "must be > 0 and finite")
+        final = self.lr_final
+        require("finetune.lr_final", final, 0 < final <= 1, "must be in (0, 1]")
         decay = self.weight_decay
         adjustment = self.logit_adjustment
         ok = 0 <= adjustment < inf

@@ -272,6 +272,7 @@ OUT_OF_RANGE: dict[str, list[str]] = {
     "peft.alpha=nan": ["peft.alpha=nan"],
     "peft.alpha=inf": ["peft.alpha=inf"],
     "finetune.head_lr=0": ["finetune.head_lr=0", "> 0"],
+    "finetune.lr_final=1.5": ["finetune.lr_final=1.5", "(0, 1]"],
     "finetune.batch_size=0": ["finetune.batch_size=0", ">= 1"],
     "finetune.epochs=0": ["finetune.epochs=0", ">= 1"],
     "finetune.max_steps=0": ["finetune.max_steps=0", ">= 1"],

@@ -33,6 +33,7 @@ def _settings(**changes: Any) -> LocalTuning:
         "batch_size": 4,
         "lr": 0.01,
         "head_lr": 0.002,
+        "lr_final": 1.0,
         "eps": 1e-8,
         "weight_decay": 0.0,
         "clip_norm": 1e9,
@@ -116,6 +117,7 @@ def test_chance_stays_in() -> None:
         ({"eps": 1e-5}, False),
         ({"clip_norm": 0.05}, True),
         ({"proximal_mu": 2.0, "weight_decay": 0.1, "clip_norm": 0.5}, True),
+        ({"lr_final": 0.01, "progress": (0.25, 0.5), "weight_decay": 0.3}, False),
     ],
 )
 @pytest.mark.parametrize(("family", "task_name"), [("bert", _CLASSES), ("gpt2", "causal_lm")])
@@ -148,6 +150,7 @@ def test_tuning_equals_adamw_by_the_book(
         weight_decay=tuning.weight_decay,
         clip_norm=tuning.clip_norm,
         proximal_mu=tuning.proximal_mu,
+        shares=np.geomspace(0.01**0.25, 0.1, 7)[:6] if tuning.lr_final < 1 else None,
     )
     assert (max(norms) > tuning.clip_norm) == clipped
 

@@ -18,6 +18,7 @@ def tuned(
     weight_decay: float,
     clip_norm: float,
     proximal_mu: float,
+    shares: Sequence[float] | None = None,
 ) -> tuple[Doubles, Sequence[float]]:
     """Runs AdamW (beta 0.9 and 0.999) in float64.
 
@@ -30,6 +31,7 @@ def tuned(
         weight_decay: decoupled decay.
         clip_norm: largest norm of the whole gradient.
         proximal_mu: FedProx's pull towards ``start``.
+        shares: of the rates, by step; None for constant rates.
 
     Returns:
         (parameters after the last step, gradient norm of each step before clipping).
@@ -44,10 +46,12 @@ def tuned(
         g = {name: g[name] + proximal_mu * (w[name] - origin[name]) for name in w}
         norms.append(float(np.sqrt(sum((array**2).sum() for array in g.values()))))
         factor = min(1.0, clip_norm / (norms[-1] + 1e-6))
+        share = 1.0 if shares is None else shares[step - 1]
         for name in w:
             clipped = factor * g[name]
             m[name] = 0.9 * m[name] + 0.1 * clipped
             v[name] = 0.999 * v[name] + 0.001 * clipped**2
             direction = (m[name] / (1 - 0.9**step)) / (np.sqrt(v[name] / (1 - 0.999**step)) + eps)
-            w[name] = w[name] * (1 - rates[name] * weight_decay) - rates[name] * direction
+            rate = share * rates[name]
+            w[name] = w[name] * (1 - rate * weight_decay) - rate * direction
     return w, norms

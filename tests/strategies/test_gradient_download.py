@@ -50,6 +50,15 @@ def test_it_is_the_federation_with_the_whole_model_on_every_device(
         assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["prompt", "cut"])
+def test_rates_fall_as_with_the_whole_model(player: Player, variant: str) -> None:
+    """To a twentieth, over rounds and local steps; one step too early or late is a third off."""
+    falling = ("finetune.lr_final=0.05", "strategy.labels=private")
+    there = play(player, *words_of(variant, *falling))
+    whole = player.play(*WHOLE[variant], *STEPS, *falling[:1])
+    assert relative(there.adapter, whole.outcome.adapter, whole.start) < 6 * ROUNDING
+
+
 # --- one large batch ---------------------------------------------------------------------------
 
 
