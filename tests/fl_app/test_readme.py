@@ -1,4 +1,4 @@
-"""The README's commands are ones that the program takes."""
+"""The commands of README and results are ones that the program takes."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,13 @@ import pytest
 from fl_app.config import load_config
 from strategies.fit import require_fit
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-OVERRIDES = re.findall(r"overrides=\"([^\"]*)\"'", README.read_text(encoding="utf-8"))
-MODULES = sorted(set(re.findall(r"python -m (scripts\.\w+)", README.read_text(encoding="utf-8"))))
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "".join(
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/results.md")
+)
+OVERRIDES = re.findall(r"overrides=\"([^\"]*)\"'", TEXT)
+MODULES = sorted(set(re.findall(r"python -m (scripts\.\w+)", TEXT)))
+FIGURES = re.findall(r"\]\((?:docs/)?(figures/[^)]*)\)", TEXT)
 
 
 def test_the_readme_has_commands() -> None:
@@ -25,4 +29,9 @@ def test_choices_of_the_readme_exist_and_go_together(overrides: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_scripts_of_the_readme_are_there(module: str) -> None:
-    assert (README.parent / Path(*module.split("."))).with_suffix(".py").is_file()
+    assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_pictures_are_there(figure: str) -> None:
+    assert (ROOT / "docs" / figure).is_file()
