@@ -41,7 +41,8 @@ def read_gains(message: Message, order: wire.Order, largest: int) -> tuple[Gains
         (gains, number of examples).
 
     Raises:
-        WireError: with the reasons of ``wire.read_update``, or ``bad-score`` for gains that rise.
+        WireError: with the reasons of ``wire.read_update``, or ``bad-score`` for gains that rise
+            or are all 0.
     """
     if message.has_error():
         raise WireError("error", str(message.error.reason))
@@ -59,6 +60,8 @@ def read_gains(message: Message, order: wire.Order, largest: int) -> tuple[Gains
     gains = read_scores(blob, dict.fromkeys(order.layout, largest))
     if any((row[1:] > row[:-1]).any() for row in gains.values()):
         raise WireError("bad-score", "gains of a block's units must fall")
+    if not any(row.any() for row in gains.values()):
+        raise WireError("bad-score", "all gains are 0, which prefers no unit to another")
     num_examples = wire.field_of(metrics, wire.NUM_EXAMPLES, int)
     if not 0 < num_examples <= wire.MAX_EXAMPLES:
         raise WireError("bad-weight", f"{wire.NUM_EXAMPLES}={num_examples}")

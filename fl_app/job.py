@@ -41,12 +41,14 @@ class Outcome:
         rounds: one record per round, the start included as round 0.
         ledger: all traffic.
         results: further entries of ``result.json`` that the strategy has, by name.
+        late_units: LoRA units that were cut only after the last round, to end within the budget.
     """
 
     adapter: Update = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     results: dict[str, Any] = field(default_factory=dict)
+    late_units: int = 0
 
     @property
     def aggregated(self) -> int:
@@ -137,6 +139,16 @@ def federate(
         ]
         turns = {number: book.turns for number, book in sorted(strategy.rounds.items())}
         outcome.results = strategy.results | {"schedule": facts_of(config.strategy, turns)}
+    before = sum(layouts.server.values())
+    outcome.adapter = scoring.finish(outcome.adapter)
+    outcome.late_units = before - sum(layouts.server.values())
+    if outcome.late_units:
+        log.warning(
+            "the last rounds kept the adapter; %d LoRA units are cut after them, by the last "
+            "scores known",
+            outcome.late_units,
+        )
+        bench.resize(layouts.server, scoring.units)
     return outcome
 
 

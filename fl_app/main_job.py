@@ -135,7 +135,7 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
         known["rounds"], known["ledger"] = outcome.rounds, outcome.ledger.as_dict()
         known |= outcome.results
     require_progress(outcome)
-    known["layout"] = _layout(bench)  # as it is in the end
+    known["layout"] = _layout(bench, outcome.late_units)  # as it is in the end
     bench.facts["adapter_parameters"] = sum(p.numel() for p in bench.full.parameters.values())
     known["final"] = final = dict.fromkeys(FINAL_KEYS)
     figures = measure(bench, outcome.adapter, bench.test)
@@ -157,10 +157,11 @@ def _run(grid: Grid, config: Config, overrides: str, folder: Path, known: dict[s
     return outcome.adapter
 
 
-def _layout(bench: Bench) -> dict[str, Any] | None:
+def _layout(bench: Bench, late_units: int = 0) -> dict[str, Any] | None:
     blocks = bench.piece.split.total
     now = replace(bench.allocation, server=bench.full.layout)
-    return facts_of(now, bench.config, bench.full.read(), blocks)
+    facts = facts_of(now, bench.config, bench.full.read(), blocks)
+    return None if facts is None else facts | {"late_units": late_units}
 
 
 def _references(config: Config) -> Sequence[str]:

@@ -78,8 +78,9 @@ class RunResult:
         model: facts such as ``name``, ``num_parameters``, ``num_blocks``, ``split``.
         timings: wall-clock seconds per phase.
         layout: LoRA's ranks: ``rule``, ``combine``, ``server`` (the rank of every block, 0 where
-            nothing is tuned), ``params`` (tuned parameters, the head's included) and, by name,
-            ``classes`` of devices with ``ranks``, ``params`` and ``devices``; None without LoRA.
+            nothing is tuned), ``params`` (tuned parameters, the head's included), ``late_units``
+            (cut only after the last round) and, by name, ``classes`` of devices with ``ranks``,
+            ``params`` and ``devices``; None without LoRA.
         ensemble: what members of a prompt ensemble reach alone and together, see
             ``fl_app.ensemble.Ensemble.entry``; None without one.
         transfer: what became of prompts from device to device, see

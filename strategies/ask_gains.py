@@ -17,6 +17,7 @@ from fl_app.ledger import Ledger
 from fl_app.updates import Update
 from strategies.judge import by_device
 from strategies.roster import Roster
+from strategies.score_mean import mean_scores
 
 log = logging.getLogger("deft")
 
@@ -32,7 +33,7 @@ def ask_gains(
     largest: int,
     timeout_s: float,
 ) -> Gains:
-    """Sends all devices the emulator and takes the mean of their gains, by examples.
+    """Sends all devices the emulator and takes the mean of their gains, see ``mean_scores``.
 
     What is sent is booked in round 0. Who gives no gains that count is left out, and takes part in
     the rounds all the same.
@@ -88,11 +89,8 @@ def ask_gains(
             "no device gave gains for peft.layout.rule=cost_aware; see the log, or set "
             "peft.layout.profile.by=server"
         )
-    total = sum(weight for _, weight in found)
-    return {
-        block: np.sum([weight / total * gains[block] for gains, weight in found], axis=0)
-        for block in layout
-    }
+    nothing = {block: np.zeros(largest) for block in layout}
+    return mean_scores([gains for gains, _ in found], [count for _, count in found], nothing)
 
 
 def _one(messages: Sequence[Message], order: wire.Order, largest: int) -> tuple[Gains, int]:

@@ -1,9 +1,9 @@
 """Units by score: what becomes of the server's adapter between two rounds.
 
 Devices score the units they tune (``fl_app.unit_scores``) and send the scores along with their
-update. The server takes the mean, by weight, over the devices that hold a unit, puts the units of
-every block into falling order, and cuts what the budget no longer holds. A cut is for good:
-AdaLoRA's reference keeps pruned units at 0 and may wake them up again, but here nobody tunes them.
+update. The server takes their mean (``strategies.score_mean``), puts the units of every block into
+falling order, and cuts what the budget no longer holds. A cut is for good: AdaLoRA's reference
+keeps pruned units at 0 and may wake them up again, but here nobody tunes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from fl_app.layout.prefix import Layout, cut, reorder
 from fl_app.layout.sensitivity import BudgetSchedule, keep_best
 from fl_app.updates import Update
 from fl_app.wire import Reply
+from strategies.score_mean import mean_scores
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +46,14 @@ class Scoring(Protocol):
         """
         ...
 
+    def finish(self, adapter: Update) -> Update:
+        """Returns the adapter that the run ends with, which keeps the budget.
+
+        Args:
+            adapter: the server's after the last round; not changed.
+        """
+        ...
+
 
 class Unscored:
     """Layouts that no score changes."""
@@ -56,6 +65,10 @@ class Unscored:
         return False
 
     def settle(self, server_round: int, adapter: Update, replies: Sequence[Reply]) -> Update:
+        """Returns the adapter."""
+        return adapter
+
+    def finish(self, adapter: Update) -> Update:
         """Returns the adapter."""
         return adapter
 
@@ -88,14 +101,10 @@ class ScoredUnits:
         return {block: tuple(rows.tolist()) for block, rows in self._rows.items()}
 
     def learn(self, replies: Sequence[Reply]) -> None:
-        """Takes the mean scores of a round; units that nobody held keep theirs."""
-        for block, known in self.scores.items():
-            sums, weights = np.zeros(len(known)), np.zeros(len(known))
-            for reply in replies:
-                own = reply.scores.get(block, np.zeros(0))
-                sums[: len(own)] += reply.num_examples * own
-                weights[: len(own)] += reply.num_examples
-            np.divide(sums, weights, out=known, where=weights > 0.0)
+        """Takes the mean scores of a round; see ``mean_scores``."""
+        scores = [reply.scores for reply in replies]
+        counts = [reply.num_examples for reply in replies]
+        self.scores = mean_scores(scores, counts, self.scores)
 
     def sort(self, adapter: Update) -> Update:
         """Puts every block's units into falling order of score; equal ones keep theirs."""
@@ -138,7 +147,7 @@ class SensitivityLayouts(OrderedUnits):
     """AdaLoRA in the federation: one layout for all, smaller from round to round.
 
     It is both the run's ``Layouts`` and its ``Scoring``. A round in which no update counts cuts
-    nothing; the next one catches up.
+    nothing; the next one catches up, and after the last round ``finish`` does.
 
     Args:
         server: the server's layout at the start, of ``schedule.start`` units.
@@ -162,3 +171,9 @@ class SensitivityLayouts(OrderedUnits):
             return adapter
         self._held.learn(replies)
         return self._held.keep(self._held.sort(adapter), self._schedule.units(server_round))
+
+    def finish(self, adapter: Update) -> Update:
+        """Cuts what the last rounds should have cut, by the scores known (equal ones uniformly)."""
+        if self._schedule.end >= sum(self.server.values()):
+            return adapter
+        return self._held.keep(self._held.sort(adapter), self._schedule.end)

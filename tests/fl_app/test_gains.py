@@ -98,23 +98,28 @@ def test_looking_leaves_the_adapter_as_it_was(player: Player) -> None:
 
 
 def test_devices_look_where_the_server_has_no_rows(player: Player) -> None:
-    """The mean by examples of what each device's own data say; four bytes a gain."""
+    """The mean of what each device's own data say, as shares of its sum; four bytes a gain.
+
+    Weights are numbers of examples, none above the lower median of four.
+    """
     words = (*WORDS, "data.partition.kind=quantity", "strategy.num_rounds=1")
     played = player.play(*words)
     bench = played.bench
     material = load_material(bench.config)
     package = unpack(bench.piece.blob)
     adapter_for(bench.config, package.model, blocks=package.split.blocks, tuned=OUTER)
-    sums = {block: np.zeros(LARGEST) for block in OUTER}
-    sizes = []
+    shares, sizes = [], []
     for device in range(NUM_DEVICES):
         encoded = bench.task.encode(material.of_device(device))
         model = unpack(bench.piece.blob).model
         own = _autograd(model, bench, encoded, {0: 0, 4: 2})  # blocks 0, 2, 4 of the full model
-        sums = {block: sums[block] + len(encoded) * own[block] for block in OUTER}
+        total = sum(own[block].sum() for block in OUTER)
+        shares.append({block: own[block] / total for block in OUTER})
         sizes.append(len(encoded))
     assert len(set(sizes)) > 1
-    wanted = _best({block: total / sum(sizes) for block, total in sums.items()}, 4)
+    weights = [min(size, sorted(sizes)[1]) for size in sizes]
+    pairs = list(zip(weights, shares, strict=True))
+    wanted = _best({block: sum(w * own[block] for w, own in pairs) for block in OUTER}, 4)
     assert wire.read_order(played.of_round(1)[0].sent).layout == wanted
     book = played.outcome.ledger
     assert book.total_bytes(round=0, what="scores") == 4 * LARGEST * len(OUTER) * NUM_DEVICES
@@ -135,6 +140,7 @@ def test_the_server_needs_rows_to_look_at(player: Player) -> None:
         (lambda g: {b: r * np.nan for b, r in g.items()}, "not-finite"),
         (lambda g: {b: -r for b, r in g.items()}, "bad-score"),
         (lambda g: {b: r[::-1] for b, r in g.items()}, "bad-score"),
+        (lambda g: {b: 0 * r for b, r in g.items()}, "bad-score"),
         (lambda g: {b: r[:-1] for b, r in g.items()}, "wrong-shape"),
     ],
 )

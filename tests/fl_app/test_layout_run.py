@@ -51,6 +51,7 @@ def test_the_result_says_who_tuned_what(done: tuple[Path, RunResult]) -> None:
         "combine": "pad",
         "server": [2, 0, 0, 0, 4],
         "params": head + 6 * unit,
+        "late_units": 0,
         "classes": {
             "weak": {"ranks": [0, 0, 0, 0, 1], "params": head + unit, "devices": [1, 3]},
             "strong": {"ranks": [2, 0, 0, 0, 4], "params": head + 6 * unit, "devices": [0, 2]},

@@ -130,7 +130,10 @@ def test_scores_of_a_device_are_adalora_by_hand(player: Player, aggregation: str
 
 
 def test_the_server_keeps_the_units_with_the_best_mean_score(player: Player) -> None:
-    """Devices of unequal weight; which units stay is worked out from the bytes on the wire."""
+    """Devices of unequal weight; which units stay is worked out from the bytes on the wire.
+
+    Each device's scores are brought to sum 1 first, and no weight is above the lower median.
+    """
     played = _played(player, "data.partition.kind=quantity", "data.partition.alpha=1")
     sent = _scores_sent(played, 2)
     metrics = {
@@ -138,7 +141,10 @@ def test_the_server_keeps_the_units_with_the_best_mean_score(player: Player) -> 
     }
     weights = {d: float(metrics[d]["num-examples"]) for d in sent}  # type: ignore[arg-type]
     assert len(set(weights.values())) > 1
-    mean = {b: sum(weights[d] * sent[d][b] for d in sent) / sum(weights.values()) for b in OUTER}
+    most = sorted(weights.values())[(len(weights) - 1) // 2]
+    bounded = {d: min(weight, most) for d, weight in weights.items()}
+    sums = {d: float(sum(row.sum(dtype=np.float64) for row in sent[d].values())) for d in sent}
+    mean = {b: sum(bounded[d] * sent[d][b] / sums[d] for d in sent) for b in OUTER}
     ranked = sorted(((mean[b][i], b, i) for b in OUTER for i in range(3)), reverse=True)
     best = ranked[:4]
     wanted = {b: tuple(i for _, own, i in best if own == b) for b in OUTER}
@@ -168,8 +174,9 @@ def test_sorting_changes_no_product_and_cutting_drops_the_worst() -> None:
     rng = np.random.default_rng(0)
     before = _adapter(rng, {0: 3, 1: 2})
     units = ScoredUnits({0: 3, 1: 2}, is_a_sent=True)
-    units.learn([_scored({0: [1, 5, 3], 1: [2, 4]}, 3), _scored({0: [1, 1, 7], 1: [2, 0]}, 1)])
-    sorted_ = units.sort(before)  # means 1, 4, 4 and 2, 3: equal ones keep their order
+    units.learn([_scored({0: [1, 4, 1], 1: [2, 4]}, 3), _scored({0: [1, 2, 5], 1: [2, 2]}, 1)])
+    # sums 12 and 12; equal weights: means in 24ths are 2, 6, 6 and 4, 6
+    sorted_ = units.sort(before)
     for block in (0, 1):
         a, b = (f"layer.{block}.query.lora_{letter}.weight" for letter in "AB")
         product = np.sort(before[b][:, :, None] * before[a], axis=1)  # the very same summands
@@ -235,6 +242,61 @@ def test_a_round_that_nobody_survives_cuts_nothing_and_the_next_catches_up(playe
     played = _played(player, faults=lost)
     ranks = [sum(wire.read_order(played.of_round(n)[0].sent).layout.values()) for n in (2, 3, 4)]
     assert ranks == [6, 6, 4]
+
+
+def test_the_last_rounds_lost_end_within_the_budget_all_the_same(player: Player) -> None:
+    """Rounds 2 and 3 of 3 keep the adapter: no score is known, and the cut is the uniform one."""
+    lost = {(n, d): _bad_scores(lambda s: s * np.nan) for n in (2, 3) for d in range(4)}
+    words = ("strategy.num_rounds=3",)
+    played = _played(player, *words, faults=lost, measure_rounds=True)
+    assert played.outcome.late_units == 2
+    assert layout_of(played.outcome.adapter) == played.bench.full.layout == {0: 2, 4: 2}
+    assert len(played.outcome.rounds) == 4
+    played.bench.full.write(played.outcome.adapter)  # fits, and A is the rows that were kept
+    whole = _played(player, *words)
+    assert whole.outcome.late_units == 0
+    assert sum(layout_of(whole.outcome.adapter).values()) == 4
+
+
+def test_what_is_cut_late_goes_by_the_last_scores_known() -> None:
+    schedule = BudgetSchedule(start=6, end=3, warmup=0, final=0, steps=3)
+    layouts = SensitivityLayouts({0: 3, 2: 3}, schedule, is_a_sent=True)
+    adapter = _adapter(np.random.default_rng(0), {0: 3, 2: 3})
+    scores = {0: [9.0, 1.0, 2.0], 2: [8.0, 3.0, 7.0]}
+    first = layouts.settle(1, adapter, [_scored(scores)])
+    assert layouts.server == {0: 1, 2: 2}  # R(1) = 3 + floor(3 (2/3)^3) = 3
+    assert layouts.finish(first) is first
+    schedule = BudgetSchedule(start=6, end=3, warmup=0, final=0, steps=9)
+    layouts = SensitivityLayouts({0: 3, 2: 3}, schedule, is_a_sent=True)
+    first = layouts.settle(1, adapter, [_scored(scores)])
+    assert sum(layouts.server.values()) == 5  # 3 + floor(3 (8/9)^3)
+    last = layouts.finish(first)
+    assert layouts.server == layout_of(last) == {0: 1, 2: 2}
+    a = "layer.2.query.lora_A.weight"
+    assert np.array_equal(last[a], adapter[a][[0, 2]])
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+def test_finite_scores_of_any_size_do_not_decide_alone(player: Player, unit: int) -> None:
+    """One of four devices claims that a unit is all that counts: it gets that unit, no more."""
+
+    def claim(scores: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(scores)) == unit, np.finfo(np.float32).max, 0.0)
+
+    honest = _played(player)
+    played = _played(player, faults={3: _bad_scores(claim)})
+    assert played.devices(2) == honest.devices(2)
+    sent = _scores_sent(honest, 2)
+    flat = {d: np.concatenate([rows[b] for b in OUTER]) for d, rows in sent.items()}
+    shares = [flat[d] / flat[d].sum(dtype=np.float64) for d in range(3)]
+    mean = (sum(shares) + np.eye(6)[unit]) / 4  # equal numbers of rows
+    best = np.argsort(-mean, kind="stable")[:4]
+    wanted = {b: {int(i) % 3 for i in best if i // 3 == place} for place, b in enumerate(OUTER)}
+    order = wire.read_order(played.of_round(3)[0].sent)
+    kept = {
+        b: set(order.units[b]) if order.units else set(range(r)) for b, r in order.layout.items()
+    }
+    assert kept == wanted
 
 
 def test_every_way_gives_the_same_adapter(player: Player) -> None:
