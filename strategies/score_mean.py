@@ -24,7 +24,8 @@ def bounded_weights(num_examples: ArrayLike) -> Floats:
     given = np.asarray(num_examples, dtype=np.float64)
     if not given.size:
         return given
-    return np.minimum(given, np.sort(given)[(given.size - 1) // 2])
+    bounded: Floats = np.minimum(given, np.sort(given)[(given.size - 1) // 2])
+    return bounded
 
 
 def mean_scores(
