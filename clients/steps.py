@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fl_app import step_wire, wire
+from fl_app import step_wire
 from fl_app.errors import WireError
+from fl_app.records import blob_of, blob_record
 
 Handle = Callable[[bytes | None, bytes], tuple[bytes | None, bytes]]
 """(state, blob) to (next state, answer). Pure: the state is None in a round's first exchange."""
@@ -72,10 +73,10 @@ class _Memory:
 
     def read(self) -> bytes | None:
         record = self._records.array_records.get(self._state)
-        return None if record is None else wire.blob_of(record)
+        return None if record is None else blob_of(record)
 
     def write(self, next_step: int, state: bytes | None) -> None:
         self._records[self._place] = ConfigRecord({step_wire.STEP: next_step})
         self._records.pop(self._state, None)
         if state is not None:
-            self._records[self._state] = wire.blob_record(state)
+            self._records[self._state] = blob_record(state)

@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.records import blob_of, blob_record
 
 ACTION_FRONT = "train.front"
 
@@ -23,7 +24,7 @@ class FrontOrder:
 def front_message(order: FrontOrder, node: int) -> Message:
     """Builds the message."""
     config = ConfigRecord({wire.DEVICE: order.device, wire.MODEL_HASH: order.model_hash})
-    content = RecordDict({wire.EMULATOR: wire.blob_record(order.blob), wire.CONFIG: config})
+    content = RecordDict({wire.EMULATOR: blob_record(order.blob), wire.CONFIG: config})
     return Message(content, node, ACTION_FRONT)
 
 
@@ -38,7 +39,7 @@ def read_front(message: Message) -> FrontOrder:
     device, model_hash = config.get(wire.DEVICE), config.get(wire.MODEL_HASH)
     if record is None or type(device) is not int or type(model_hash) is not str:
         raise WireError("missing", "the message carries no part of a model, or does not name it")
-    return FrontOrder(device, model_hash, wire.blob_of(record))
+    return FrontOrder(device, model_hash, blob_of(record))
 
 
 def front_reply(message: Message, order: FrontOrder) -> Message:

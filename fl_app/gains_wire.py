@@ -6,6 +6,7 @@ from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.gains import Gains
 from fl_app.layout_wire import pack_scores, read_scores
+from fl_app.records import blob_of, blob_record, field_of
 
 ACTION_GAINS = "query.gains"
 
@@ -21,7 +22,7 @@ def gains_reply(message: Message, order: wire.Order, gains: Gains, num_examples:
     config = ConfigRecord({wire.STATUS: wire.STATUS_OK, wire.DEVICE: order.device})
     content = RecordDict(
         {
-            wire.SCORES: wire.blob_record(pack_scores(gains, sizes)),
+            wire.SCORES: blob_record(pack_scores(gains, sizes)),
             wire.CONFIG: config,
             wire.METRICS: MetricRecord({wire.NUM_EXAMPLES: num_examples}),
         }
@@ -51,18 +52,18 @@ def read_gains(message: Message, order: wire.Order, largest: int) -> tuple[Gains
     content = message.content
     config = content.config_records.get(wire.CONFIG, ConfigRecord())
     metrics = content.metric_records.get(wire.METRICS, MetricRecord())
-    device = wire.field_of(config, wire.DEVICE, int)
+    device = field_of(config, wire.DEVICE, int)
     if device != order.device:
         raise WireError("wrong-device", f"{device} answers for {order.device}")
     if wire.SCORES not in content.array_records:
         raise WireError("missing", f"the reply carries no '{wire.SCORES}'")
-    blob = wire.blob_of(content.array_records[wire.SCORES])
+    blob = blob_of(content.array_records[wire.SCORES])
     gains = read_scores(blob, dict.fromkeys(order.layout, largest))
     if any((row[1:] > row[:-1]).any() for row in gains.values()):
         raise WireError("bad-score", "gains of a block's units must fall")
     if not any(row.any() for row in gains.values()):
         raise WireError("bad-score", "all gains are 0, which prefers no unit to another")
-    num_examples = wire.field_of(metrics, wire.NUM_EXAMPLES, int)
+    num_examples = field_of(metrics, wire.NUM_EXAMPLES, int)
     if not 0 < num_examples <= wire.MAX_EXAMPLES:
         raise WireError("bad-weight", f"{wire.NUM_EXAMPLES}={num_examples}")
     return gains, num_examples

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl_app import wire
+from fl_app.records import field_of
 
 PARTITION, HELD = "partition", "held"
 ACTION_HELLO = "query.hello"
@@ -40,7 +41,7 @@ def read_hello(message: Message) -> Hello:
         WireError: a key is missing or of the wrong type.
     """
     config = message.content.config_records.get(wire.CONFIG, ConfigRecord())
-    partition = wire.field_of(config, PARTITION, int)
-    held = wire.field_of(config, HELD, str)
+    partition = field_of(config, PARTITION, int)
+    held = field_of(config, HELD, str)
     names = frozenset(held.split(",")) - {"-"}
     return Hello(node=message.metadata.src_node_id, partition=partition, held=names)

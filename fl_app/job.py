@@ -12,12 +12,12 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from fl_app import wire
 from fl_app.bench import Bench, starting_adapter
 from fl_app.errors import RunError
 from fl_app.ledger import Ledger
 from fl_app.measures import measure
 from fl_app.profiling import most_units
+from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.result import RoundRecord
 from fl_app.schema import Config, LoraConfig
 from fl_app.updates import Update
@@ -102,7 +102,7 @@ def federate(
     outcome.adapter = starting_adapter(bench)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        outcome.adapter = wire.from_blob(wire.blob_of(arrays))
+        outcome.adapter = from_blob(blob_of(arrays))
         if bench.ensemble is not None:
             groups = strategy.groups
             devices = [groups.devices(group) for group in range(len(groups))]
@@ -119,7 +119,7 @@ def federate(
     try:
         strategy.start(
             grid,
-            wire.blob_record(wire.to_blob(outcome.adapter)),
+            blob_record(to_blob(outcome.adapter)),
             num_rounds=config.strategy.num_rounds,
             timeout=config.federation.timeout_s,
             evaluate_fn=after_round,
@@ -164,7 +164,7 @@ def require_progress(outcome: Outcome) -> None:
 
 def adapter_sha256(adapter: Update) -> str:
     """Returns the hash of an adapter's serialised form: equal hashes, equal bits."""
-    return hashlib.sha256(wire.to_blob(adapter)).hexdigest()
+    return hashlib.sha256(to_blob(adapter)).hexdigest()
 
 
 def _progress(

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.features_wire import (
     COUNTS,
@@ -35,6 +34,7 @@ from fl_app.features_wire import (
     require_kind,
 )
 from fl_app.payload import Payload, Scalar
+from fl_app.records import to_blob
 from fl_app.updates import Update
 
 OPEN, SEEDS, SIDES, SLOPE, CLOSE = "open", "seeds", "sides", "slope", "close"
@@ -45,7 +45,7 @@ _LOSS, _ADAPTER = "loss", "adapter"
 
 def digest(adapter: Update) -> str:
     """Returns the SHA-256 of an adapter: equal where every bit is."""
-    return hashlib.sha256(wire.to_blob(adapter)).hexdigest()
+    return hashlib.sha256(to_blob(adapter)).hexdigest()
 
 
 @dataclass(frozen=True)

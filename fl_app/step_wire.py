@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.records import BLOB, blob_of, blob_record, field_of
 
 ACTION_STEP, ACTION_STREAM = "train.step", "train.stream"
 STEP_BLOB = "step-blob"
@@ -60,7 +61,7 @@ def device_of(message: Message) -> int:
     Raises:
         WireError: ``missing``.
     """
-    return int(wire.field_of(_config(message), wire.DEVICE, int))
+    return int(field_of(_config(message), wire.DEVICE, int))
 
 
 def step_message(order: StepOrder, node: int, *, action: str, ttl_s: float) -> Message:
@@ -76,9 +77,9 @@ def read_step(message: Message) -> StepOrder:
     """
     config = _config(message)
     return StepOrder(
-        round=wire.field_of(config, wire.ROUND, int),
-        device=wire.field_of(config, wire.DEVICE, int),
-        step=wire.field_of(config, STEP, int),
+        round=field_of(config, wire.ROUND, int),
+        device=field_of(config, wire.DEVICE, int),
+        step=field_of(config, STEP, int),
         blob=_checked_blob(message),
     )
 
@@ -141,14 +142,14 @@ def read_stream(message: Message) -> StreamOrder:
     """
     config = _config(message)
     return StreamOrder(
-        round=wire.field_of(config, wire.ROUND, int),
-        device=wire.field_of(config, wire.DEVICE, int),
-        host=wire.field_of(config, HOST, str),
-        port=wire.field_of(config, PORT, int),
-        token=wire.field_of(config, TOKEN, str),
-        certificate=wire.field_of(config, CERTIFICATE, str),
-        max_bytes=wire.field_of(config, MAX_BYTES, int),
-        idle_s=wire.field_of(config, IDLE_S, float),
+        round=field_of(config, wire.ROUND, int),
+        device=field_of(config, wire.DEVICE, int),
+        host=field_of(config, HOST, str),
+        port=field_of(config, PORT, int),
+        token=field_of(config, TOKEN, str),
+        certificate=field_of(config, CERTIFICATE, str),
+        max_bytes=field_of(config, MAX_BYTES, int),
+        idle_s=field_of(config, IDLE_S, float),
     )
 
 
@@ -174,15 +175,15 @@ def _step_content(order: StepOrder, blob: bytes) -> RecordDict:
             wire.CRC: zlib.crc32(blob),
         }
     )
-    return RecordDict({STEP_BLOB: wire.blob_record(blob), wire.CONFIG: config})
+    return RecordDict({STEP_BLOB: blob_record(blob), wire.CONFIG: config})
 
 
 def _checked_blob(message: Message) -> bytes:
     record = message.content.array_records.get(STEP_BLOB, ArrayRecord())
-    if wire.BLOB not in record:
+    if BLOB not in record:
         raise WireError("missing", f"the message carries no '{STEP_BLOB}'")
-    blob = wire.blob_of(record)
-    if zlib.crc32(blob) != wire.field_of(_config(message), wire.CRC, int):
+    blob = blob_of(record)
+    if zlib.crc32(blob) != field_of(_config(message), wire.CRC, int):
         raise WireError("damaged", "the blob's checksum differs")
     return blob
 

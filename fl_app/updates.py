@@ -55,7 +55,7 @@ def travelling(
 
 
 def blob_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
-    """Returns the bytes of ``fl_app.wire.to_blob`` for float32 arrays of these shapes."""
+    """Returns the bytes of ``fl_app.records.to_blob`` for float32 arrays of these shapes."""
     header, end = {}, 0
     for name in sorted(shapes):
         start, end = end, end + 4 * math.prod(shapes[name])

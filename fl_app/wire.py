@@ -1,8 +1,4 @@
-"""Flower records to domain types and back; every record name and key is a constant here.
-
-An adapter or update travels as one safetensors blob in one Flower ``Array``: no pickle, one header
-instead of one per tensor, and the bytes booked are the bytes sent.
-"""
+"""Flower records to domain types and back; every record name and key is a constant here."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,10 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl_app.errors import WireError
 from fl_app.layout_wire import (
@@ -25,11 +18,11 @@ from fl_app.layout_wire import (
     read_scores,
     read_units,
 )
+from fl_app.records import BLOB, blob_of, blob_record, field_of, from_blob, to_blob
 from fl_app.updates import Update, is_finite
 
 ADAPTER, UPDATE, EMULATOR, SCORES = "adapter", "update", "emulator", "scores"
 CONFIG, METRICS = "config", "metrics"
-BLOB = "blob"
 
 ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
 MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
@@ -95,34 +88,6 @@ class Reply:
     def score_bytes(self) -> int:
         """Bytes of the scores as sent."""
         return SCORE_BYTES * sum(len(own) for own in self.scores.values())
-
-
-def blob_record(blob: bytes) -> ArrayRecord:
-    """Wraps raw bytes; Flower chunks and deduplicates them like any array."""
-    return ArrayRecord({BLOB: Array(dtype="uint8", shape=(len(blob),), stype="bytes", data=blob)})
-
-
-def blob_of(record: ArrayRecord) -> bytes:
-    """Unwraps raw bytes."""
-    return record[BLOB].data
-
-
-def to_blob(update: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Serialises named arrays, sorted by name."""
-    ordered = {name: np.asarray(update[name], order="C") for name in sorted(update)}
-    return safetensors.numpy.save(ordered)
-
-
-def from_blob(blob: bytes) -> Update:
-    """Reads named arrays.
-
-    Raises:
-        WireError: the bytes are no safetensors blob.
-    """
-    try:
-        return dict(safetensors.numpy.load(blob))
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise WireError("damaged", f"the payload is no safetensors blob: {error}") from error
 
 
 def order_message(
@@ -333,18 +298,6 @@ def counts_of(content: RecordDict) -> dict[str, int]:
     if min(counts.values()) < 0:
         raise WireError("bad-count", f"{counts} must all be >= 0")
     return counts
-
-
-def field_of(record: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Returns one entry of a record.
-
-    Raises:
-        WireError: ``missing``, or not exactly of this type.
-    """
-    value = record.get(key)
-    if type(value) is not kind:  # bool is an int for isinstance, and no round number
-        raise WireError("missing", f"'{key}' should be {kind.__name__}, got {value!r}")
-    return value
 
 
 def _same(reason: str, what: str, given: object, wanted: object) -> None:

@@ -14,6 +14,7 @@ from fl_app.gains import Gains
 from fl_app.gains_wire import gains_message, read_gains
 from fl_app.layout.prefix import Layout
 from fl_app.ledger import Ledger
+from fl_app.records import blob_of, blob_record, to_blob
 from fl_app.updates import Update
 from strategies.judge import by_device
 from strategies.roster import Roster
@@ -51,7 +52,7 @@ def ask_gains(
     Raises:
         RunError: no device gave gains that count.
     """
-    name, record = content_hash(blob), wire.blob_record(wire.to_blob(adapter))
+    name, record = content_hash(blob), blob_record(to_blob(adapter))
     orders = {
         device: wire.Order(
             round=0,
@@ -67,7 +68,7 @@ def ask_gains(
     sent = {d: gains_message(order, roster.node_of[d], record) for d, order in orders.items()}
     for device, order in orders.items():
         place = {"round": 0, "device": device}
-        size = len(wire.blob_of(record))
+        size = len(blob_of(record))
         ledger.book(**place, link="downlink", what="adapter", num_bytes=size)
         size = 0 if order.emulator is None else len(order.emulator)
         ledger.book(**place, link="downlink", what="emulator", num_bytes=size)

@@ -24,6 +24,7 @@ from fl_app.errors import RunError, WireError
 from fl_app.fomo.package import content_hash
 from fl_app.layout.prefix import cut, cut_units, pad
 from fl_app.ledger import Ledger
+from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.seeding import generator
 from fl_app.updates import Update
 from strategies.combine import Combine, Gathered, held_by
@@ -138,7 +139,7 @@ class FederatedDeft(Strategy):
     def open_round(self, server_round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
-        self._adapter = wire.from_blob(wire.blob_of(arrays))
+        self._adapter = from_blob(blob_of(arrays))
         self._adapters = self.groups.split(self._adapter)
         # names and shapes are those of every group
         self._tuned = updates.travelling(self._adapters[0], self._aggregation, server_round)
@@ -212,7 +213,7 @@ class FederatedDeft(Strategy):
             **received.report,
         }
         book.seconds = time.monotonic() - self._started
-        return wire.blob_record(wire.to_blob(adapter)), MetricRecord(dict(book.metrics))
+        return blob_record(to_blob(adapter)), MetricRecord(dict(book.metrics))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

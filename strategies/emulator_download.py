@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from fl_app import wire
 from fl_app.errors import WireError
 from fl_app.layout_wire import RANK_BYTES
+from fl_app.records import blob_of, blob_record, to_blob
 from strategies.base import FederatedDeft
 from strategies.crossings import Crossings
 from strategies.judge import judge
@@ -55,9 +56,9 @@ class EmulatorDownload(FederatedDeft):
         """Writes one device's message and books its payload."""
         key = self.groups.of[order.device], tuple(order.layout.items())
         if key not in self._wrapped:
-            self._wrapped[key] = wire.blob_record(wire.to_blob(order.adapter))
+            self._wrapped[key] = blob_record(to_blob(order.adapter))
         arrays = self._wrapped[key]
-        self._book("downlink", order, "adapter", len(wire.blob_of(arrays)))
+        self._book("downlink", order, "adapter", len(blob_of(arrays)))
         if not self._scheduler.is_shared:
             told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
             self._book("downlink", order, "control", told)

@@ -9,6 +9,7 @@ from fl_app.errors import WireError
 from fl_app.features_wire import FEATURES, UPDATE
 from fl_app.fomo.feature_link import CROSSING, CrossedEnergy
 from fl_app.payload import Payload
+from fl_app.records import field_of
 from strategies.crossings import Crossings
 
 _SAYS = (FEATURES, UPDATE)
@@ -79,7 +80,7 @@ def _crosses(name: str) -> bool:
 
 
 def _amount(scalars: Mapping[str, Any], name: str, kind: type) -> Any:
-    amount = wire.field_of(scalars, name, kind)
+    amount = field_of(scalars, name, kind)
     if not 0 <= amount < _MOST:  # false for nan too
         raise WireError("bad-count", f"{name}={amount} must be >= 0 and below 2**63")
     return amount

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fl_app import wire
 from fl_app.local_grid import LocalGrid
+from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.seeding import generator
 from fl_app.updates import Update
 
@@ -41,7 +42,7 @@ class Exchange:
     def updates(self) -> list[Update]:
         """The updates that came back, as they were serialised."""
         return [
-            wire.from_blob(wire.blob_of(message.content.array_records[wire.UPDATE]))
+            from_blob(blob_of(message.content.array_records[wire.UPDATE]))
             for message in self.received
             if not message.has_error() and wire.UPDATE in message.content.array_records
         ]
@@ -169,8 +170,8 @@ def update(change: Callable[[Update], Mapping[str, np.ndarray]]) -> Fault:
     """The answer carries another update, with a checksum that fits."""
 
     def fault(_sent: Message, reply: Message) -> list[Message]:
-        old = wire.from_blob(wire.blob_of(reply.content.array_records[wire.UPDATE]))
-        return [_with_blob(reply, wire.to_blob(change(old)))]  # type: ignore[arg-type]
+        old = from_blob(blob_of(reply.content.array_records[wire.UPDATE]))
+        return [_with_blob(reply, to_blob(change(old)))]  # type: ignore[arg-type]
 
     return fault
 
@@ -179,22 +180,22 @@ def blob(change: Callable[[bytes], bytes]) -> Fault:
     """The answer carries other bytes, with a checksum that fits."""
 
     def fault(_sent: Message, reply: Message) -> list[Message]:
-        return [_with_blob(reply, change(wire.blob_of(reply.content.array_records[wire.UPDATE])))]
+        return [_with_blob(reply, change(blob_of(reply.content.array_records[wire.UPDATE])))]
 
     return fault
 
 
 def damaged_in_transit(_sent: Message, reply: Message) -> list[Message]:
     """One bit of the update flips after the checksum was taken."""
-    data = bytearray(wire.blob_of(reply.content.array_records[wire.UPDATE]))
+    data = bytearray(blob_of(reply.content.array_records[wire.UPDATE]))
     data[-1] ^= 1
-    reply.content[wire.UPDATE] = wire.blob_record(bytes(data))
+    reply.content[wire.UPDATE] = blob_record(bytes(data))
     return [reply]
 
 
 def other_array_name(_sent: Message, reply: Message) -> list[Message]:
     """The update's record holds an array of another name."""
-    data = wire.blob_of(reply.content.array_records[wire.UPDATE])
+    data = blob_of(reply.content.array_records[wire.UPDATE])
     array = Array(dtype="uint8", shape=(len(data),), stype="bytes", data=data)
     reply.content[wire.UPDATE] = ArrayRecord({"something": array})
     return [reply]
@@ -226,6 +227,6 @@ def _record(name: str, changes: Mapping[str, Any]) -> Fault:
 
 
 def _with_blob(reply: Message, data: bytes) -> Message:
-    reply.content[wire.UPDATE] = wire.blob_record(data)
+    reply.content[wire.UPDATE] = blob_record(data)
     reply.content.config_records[wire.CONFIG][wire.CRC] = zlib.crc32(data)
     return reply

@@ -9,13 +9,14 @@ from unittest.mock import patch
 import numpy as np
 from flwr.app import Message
 
-from fl_app import front_wire, step_wire, wire
+from fl_app import front_wire, step_wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
 from fl_app.features_wire import MAX_BYTES
 from fl_app.job import Outcome, federate
 from fl_app.local_grid import LocalGrid
 from fl_app.payload import Payload, read_payload
+from fl_app.records import blob_of, to_blob
 from fl_app.step_wire import StepOrder
 from fl_app.updates import Update
 from tests.fakes import Fault, FaultyGrid
@@ -105,7 +106,7 @@ class StepGrid(FaultyGrid):
                 place = Place(order.round, order.device, payload.kind, payload.step)
                 received = self._spoil(place, sent, replies[0])
                 blobs = [
-                    wire.blob_of(reply.content.array_records[step_wire.STEP_BLOB])
+                    blob_of(reply.content.array_records[step_wire.STEP_BLOB])
                     for reply in received
                     if not reply.has_error() and step_wire.STEP_BLOB in reply.content
                 ]
@@ -186,7 +187,7 @@ def relative(left: Update, right: Update, start: Update) -> float:
 
 def equal_bits(left: Update, right: Update) -> bool:
     """Tells whether two adapters are the same, bit for bit."""
-    return wire.to_blob(left) == wire.to_blob(right)
+    return to_blob(left) == to_blob(right)
 
 
 # --- spoiling ----------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def lying(change: Callable[[Payload], Payload]) -> Fault:
 
     def fault(sent: Message, reply: Message) -> list[Message]:
         order = step_wire.read_step(sent)
-        blob = wire.blob_of(reply.content.array_records[step_wire.STEP_BLOB])
+        blob = blob_of(reply.content.array_records[step_wire.STEP_BLOB])
         changed = change(read_payload(blob, max_bytes=MAX_BYTES)).to_blob()
         return [rewritten(sent, order, changed)]
 

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from fl_app import wire
 from fl_app.client_app import app
 from fl_app.local_grid import FIRST_NODE_ID, LocalGrid
+from fl_app.records import blob_record, to_blob
 from fl_app.updates import Update
 
 NODE = FIRST_NODE_ID
@@ -59,7 +60,7 @@ def small_order(**changes: Any) -> wire.Order:
 
 def message_of(order: wire.Order) -> Message:
     """Returns an order as it is sent."""
-    return wire.order_message(order, NODE, wire.blob_record(wire.to_blob(order.adapter)))
+    return wire.order_message(order, NODE, blob_record(to_blob(order.adapter)))
 
 
 def same_bits(left: Update, right: Update) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app import wire
 from fl_app.allocation import Allocation, allocate
 from fl_app.bench import prepare
 from fl_app.config import load_config
@@ -17,6 +16,7 @@ from fl_app.layout.errors import LayoutError
 from fl_app.layout.prefix import cut, is_within
 from fl_app.layout.rules import PROFILES, profile
 from fl_app.pricing import LayoutPrices
+from fl_app.records import to_blob
 from fl_app.schema import DeviceConfig, LoraConfig
 from fl_app.settings import adapter_for
 from fl_app.updates import Update, blob_bytes, num_reals
@@ -56,7 +56,7 @@ def _made(
 
 
 def _bytes(adapter: Update) -> int:
-    return len(wire.to_blob(adapter))
+    return len(to_blob(adapter))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -261,7 +261,7 @@ def test_options_out_of_range_are_refused_by_name(words: str) -> None:
 @pytest.mark.parametrize("shapes", [{}, {"a": (2, 3)}, {"b.é": (1,), "a": (0, 4), "c": (7, 5, 3)}])
 def test_bytes_of_a_blob_are_known_from_its_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
     arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    assert blob_bytes(shapes) == len(wire.to_blob(arrays))
+    assert blob_bytes(shapes) == len(to_blob(arrays))
 
 
 def test_a_comparison_run_has_the_layouts_of_its_run(player: Player) -> None:

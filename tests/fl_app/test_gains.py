@@ -15,6 +15,7 @@ from fl_app.fomo.package import unpack
 from fl_app.gains_wire import gains_reply, read_gains
 from fl_app.material import load_material
 from fl_app.profiling import gains_of
+from fl_app.records import blob_record, to_blob
 from fl_app.settings import adapter_for
 from fl_app.tasks import Encoded
 from fl_app.variants import as_reference
@@ -146,7 +147,7 @@ def test_the_server_needs_rows_to_look_at(player: Player) -> None:
 )
 def test_gains_that_make_no_sense_are_refused(change: Any, reason: str) -> None:
     order = wire.Order(0, 1, 2, "hash", {}, None, layout={0: 2, 4: 2})
-    sent = wire.order_message(order, 7, wire.blob_record(wire.to_blob({})))
+    sent = wire.order_message(order, 7, blob_record(to_blob({})))
     sent.metadata.__dict__["_message_id"] = "question"
     good = {block: np.array([4.0, 2.0, 1.0]) for block in (0, 4)}
     gains, weight = read_gains(gains_reply(sent, order, good, 9), order, 3)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 
-from fl_app import wire
 from fl_app.bench import Bench, model_source, prepare
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, DataError, DeftError, ModelError
@@ -20,6 +19,7 @@ from fl_app.fomo.package import unpack
 from fl_app.job import adapter_sha256
 from fl_app.material import load_material
 from fl_app.measures import measure_emulator, measure_plug_in
+from fl_app.records import to_blob
 from fl_app.schema import HubModel, LocalModel, ModelConfig, StrategyConfig
 from fl_app.updates import Update
 from tests.federation_fixtures import (
@@ -253,7 +253,7 @@ def test_the_head_alone_can_be_tuned(player: Player) -> None:
 
 def test_the_name_of_an_adapter_is_the_hash_of_its_bytes(player: Player) -> None:
     _, start = player.bench(player.tiny.overrides())
-    assert adapter_sha256(start) == hashlib.sha256(wire.to_blob(start)).hexdigest()
+    assert adapter_sha256(start) == hashlib.sha256(to_blob(start)).hexdigest()
     name = next(iter(start))
     other = {**start, name: np.nextafter(start[name], np.float32(9))}
     assert adapter_sha256(other) != adapter_sha256(start)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.records import blob_of, blob_record
 from fl_app.updates import Update
 from tests.wire_fixtures import (
     NODE,
@@ -94,8 +95,8 @@ def test_an_order_without_an_adapter_is_refused() -> None:
 
 def test_a_flipped_bit_of_the_adapter_is_noticed_on_the_device() -> None:
     message = message_of(small_order())
-    data = bytearray(wire.blob_of(message.content.array_records[wire.ADAPTER]))
+    data = bytearray(blob_of(message.content.array_records[wire.ADAPTER]))
     data[-3] ^= 4
-    message.content[wire.ADAPTER] = wire.blob_record(bytes(data))
+    message.content[wire.ADAPTER] = blob_record(bytes(data))
     with pytest.raises(WireError, match="checksum"):
         wire.read_order(message)

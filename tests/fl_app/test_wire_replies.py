@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.records import blob_record, to_blob
 from tests.wire_fixtures import (
     cases,
     flower_process,
@@ -57,7 +58,7 @@ def test_an_answer_arrives_as_it_was_given(num_examples: int, loss: float, secon
     assert same_bits(reply.update, small_update())
     got = (reply.device, reply.num_examples, reply.loss, reply.seconds)
     assert got == (7, num_examples, loss, seconds)
-    assert wire.uplink_bytes(message) == len(wire.to_blob(small_update()))
+    assert wire.uplink_bytes(message) == len(to_blob(small_update()))
     assert not wire.lacks_emulator(message)
 
 
@@ -74,7 +75,7 @@ def _set(record: str, key: str, value: Any) -> Any:
 
 def _put(data: bytes, *, crc: bool = True) -> Any:
     def spoil(message: Message) -> None:
-        message.content[wire.UPDATE] = wire.blob_record(data)
+        message.content[wire.UPDATE] = blob_record(data)
         if crc:
             message.content.config_records[wire.CONFIG][wire.CRC] = zlib.crc32(data)
 
@@ -110,12 +111,12 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "no round": (_set(wire.CONFIG, wire.ROUND, None), "missing"),
     "no layout": (_set(wire.CONFIG, wire.LAYOUT_HASH, None), "missing"),
     "no checksum": (_set(wire.CONFIG, wire.CRC, None), "missing"),
-    "checksum differs": (_put(wire.to_blob(small_update())[:-1] + b"x", crc=False), "damaged"),
+    "checksum differs": (_put(to_blob(small_update())[:-1] + b"x", crc=False), "damaged"),
     "no safetensors": (_put(b"hello"), "damaged"),
     "other shape": (_put(_changed(a=np.zeros(5, np.float32))), "wrong-shape"),
     "transposed": (_put(_changed(b=np.zeros((3, 2), np.float32))), "wrong-shape"),
     "one more": (_put(_changed(c=np.zeros(1, np.float32))), "wrong-shape"),
-    "one less": (_put(wire.to_blob({"a": small_update()["a"]})), "wrong-shape"),
+    "one less": (_put(to_blob({"a": small_update()["a"]})), "wrong-shape"),
     "float64": (_put(_changed(a=np.zeros(4, np.float64))), "wrong-dtype"),
     "float16": (_put(_changed(a=np.zeros(4, np.float16))), "wrong-dtype"),
     "NaN": (_put(_changed(a=np.array([0, 1, np.nan, 2], np.float32))), "not-finite"),

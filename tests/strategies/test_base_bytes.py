@@ -7,6 +7,7 @@ import pytest
 from clients.build import _worker
 from fl_app import wire
 from fl_app.job import adapter_sha256
+from fl_app.records import to_blob
 from tests import fakes
 from tests.federation_fixtures import ALL_DEVICES, NUM_DEVICES, SKEW, Player, assert_round_mean
 
@@ -20,7 +21,7 @@ def test_the_emulator_is_sent_once_per_device_and_adapters_every_round(
         words.append(f"federation.devices_per_round={drawn}")
     played = player.play(*words)
     blob = played.bench.piece.blob
-    adapter_bytes = len(wire.to_blob(played.start))
+    adapter_bytes = len(to_blob(played.start))
     reached = {exchange.device for exchange in played.grid.exchanges}
     totals = played.outcome.ledger.as_dict()
     assert totals["emulator_bytes"] == len(reached) * len(blob)
@@ -70,7 +71,7 @@ def test_a_lost_emulator_is_sent_again_within_the_round(
     assert wire.EMULATOR not in asked.downlink_bytes
     assert again.downlink_bytes[wire.EMULATOR] == len(played.bench.piece.blob)
     ledger = played.outcome.ledger
-    adapter_bytes = len(wire.to_blob(played.start))
+    adapter_bytes = len(to_blob(played.start))
     assert ledger.total_bytes(device=1, what="emulator") == 2 * len(played.bench.piece.blob)
     assert ledger.total_bytes(device=1, round=2, what="adapter") == 2 * adapter_bytes
     assert ledger.total_bytes(device=0, what="emulator") == len(played.bench.piece.blob)

@@ -10,6 +10,7 @@ from fl_app.errors import ConfigError
 from fl_app.fomo.adapter import is_head
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.job import Outcome
+from fl_app.records import blob_of, from_blob
 from fl_app.updates import Update
 from strategies.build import build_rule
 from strategies.fit import require_enough, require_fit
@@ -43,9 +44,7 @@ def _groups(seed: int = 0, num: int = 2) -> list[list[int]]:
 
 def _received(played: Played, number: int, group: list[int]) -> list[Update]:
     exchanges = [e for e in played.of_round(number) if e.device in group]
-    return [
-        wire.from_blob(wire.blob_of(e.sent.content.array_records["adapter"])) for e in exchanges
-    ]
+    return [from_blob(blob_of(e.sent.content.array_records["adapter"])) for e in exchanges]
 
 
 @pytest.mark.parametrize(("num_devices", "num"), [(4, 2), (10, 3), (7, 7), (5, 1)])

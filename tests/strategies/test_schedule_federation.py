@@ -15,6 +15,7 @@ from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.job import adapter_sha256
 from fl_app.layout.prefix import block_number, unit_axis
+from fl_app.records import to_blob
 from fl_app.updates import Update
 from fl_app.variants import as_reference
 from strategies.fit import require_fit
@@ -125,7 +126,7 @@ def test_all_devices_finish_together_in_what_is_booked(player: Player, way: str)
     assert [r.dropped for r in played.outcome.rounds] == [{}] * 3
     orders = played.of_round(2)
     told = {e.device: e.downlink_bytes for e in orders}
-    whole = len(wire.to_blob(played.outcome.adapter))
+    whole = len(to_blob(played.outcome.adapter))
     assert all(sizes[wire.ADAPTER] < whole for sizes in told.values())
     jsonschema.Draft202012Validator(
         {"$defs": SCHEMA["$defs"], **SCHEMA["properties"]["schedule"]}

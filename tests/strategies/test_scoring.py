@@ -15,6 +15,7 @@ from fl_app.fomo.package import unpack
 from fl_app.layout.prefix import block_number, layout_of
 from fl_app.layout.sensitivity import BudgetSchedule
 from fl_app.material import load_material
+from fl_app.records import blob_of, blob_record
 from fl_app.seeding import generator
 from fl_app.settings import adapter_for, local_tuning
 from fl_app.updates import Update
@@ -39,7 +40,7 @@ def _scores_sent(played: Played, number: int) -> dict[int, dict[int, np.ndarray]
         if record is None:
             continue
         config = exchange.sent.content.config_records[wire.CONFIG]
-        values = np.frombuffer(wire.blob_of(record), "<f4")
+        values = np.frombuffer(blob_of(record), "<f4")
         ranks: Any = config["ranks"]
         rows = np.split(values, np.cumsum(ranks)[:-1])
         sent[exchange.device] = dict(zip(config["blocks"], rows, strict=True))  # type: ignore[arg-type]
@@ -214,8 +215,8 @@ def test_a_frozen_a_is_named_by_rows_and_permuted_blocks_permute_ranks() -> None
 def _bad_scores(change: Any) -> Fault:
     def fault(_sent: Any, reply: Any) -> list[Any]:
         if wire.SCORES in reply.content:
-            values = np.frombuffer(wire.blob_of(reply.content[wire.SCORES]), "<f4").copy()
-            reply.content[wire.SCORES] = wire.blob_record(change(values).astype("<f4").tobytes())
+            values = np.frombuffer(blob_of(reply.content[wire.SCORES]), "<f4").copy()
+            reply.content[wire.SCORES] = blob_record(change(values).astype("<f4").tobytes())
         return [reply]
 
     return fault

@@ -11,13 +11,14 @@ import torch
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fl_app import step_wire, wire
+from fl_app import step_wire
 from fl_app.features_wire import MAX_BYTES
 from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.payload import Payload, read_payload
 from fl_app.prompts.advert import read_advert
 from fl_app.prompts.packing import unpack
+from fl_app.records import blob_of
 from fl_app.seeding import generator
 from fl_app.transfer_wire import bytes_of, octets
 from tests.federation_fixtures import CLASSES, Player
@@ -93,7 +94,7 @@ def _poisoning(hostile: dict[int, Callable[[Prompt], Prompt]]) -> Spoil:
             given = Payload("given", 0, {}, {"given": octets(blobs[place.device])})
             return [rewritten(sent, order, given.to_blob())]
         payload = read_payload(
-            wire.blob_of(reply.content.array_records[step_wire.STEP_BLOB]), max_bytes=MAX_BYTES
+            blob_of(reply.content.array_records[step_wire.STEP_BLOB]), max_bytes=MAX_BYTES
         )
         advert = read_advert(bytes_of(payload, "advert", 10**6))
         prompt = np.asarray(hostile[place.device](Seen(_HONEST[0]).prompts()[place.device].prompt))

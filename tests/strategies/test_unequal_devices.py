@@ -10,6 +10,7 @@ from fl_app.errors import ConfigError
 from fl_app.job import adapter_sha256
 from fl_app.layout.prefix import cut, layout_of
 from fl_app.layout_wire import RANK_BYTES
+from fl_app.records import blob_of, from_blob
 from fl_app.updates import Update
 from strategies.fit import require_fit
 from tests import fakes
@@ -78,7 +79,7 @@ def test_devices_get_and_send_their_prefix_and_its_bytes_are_booked(
     server = played.start
     for exchange in played.of_round(1):
         layout = allocation.at(1, exchange.device)
-        sent = wire.from_blob(wire.blob_of(exchange.sent.content.array_records[wire.ADAPTER]))
+        sent = from_blob(blob_of(exchange.sent.content.array_records[wire.ADAPTER]))
         wanted = cut(server, layout)
         assert sent.keys() == wanted.keys() == exchange.updates[0].keys()
         assert all(np.array_equal(sent[name], wanted[name]) for name in sent)
