@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,9 @@ from fl_app.ledger import Ledger
 from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.seeding import generator
 from fl_app.updates import Update
-from strategies.combine import Combine, Gathered, held_by
+from strategies.booking import book_airtime, book_bytes, book_plan
+from strategies.combine import Apply, Combine, Gathered, held_by
+from strategies.group_step import step_groups
 from strategies.groups import Groups
 from strategies.judge import by_device
 from strategies.lora_space import LoraSpace
@@ -150,7 +151,7 @@ class FederatedDeft(Strategy):
         drawn = generator(self._seed, "cohort", server_round).permutation(len(devices))
         cohort = sorted(devices[i] for i in drawn[: self._devices_per_round])
         self._planned = self._scheduler.plan(server_round, cohort, self._tuned)
-        self._book_plan(server_round)
+        book_plan(self._ledger, self._planned, server_round, self.rounds[server_round])
         for device in sorted(set(cohort) - set(self._planned.layouts)):
             self.rounds[server_round].drop(device, "too-slow")
         self._orders = {
@@ -193,17 +194,21 @@ class FederatedDeft(Strategy):
             book.metrics |= received.report
             return self._keep(server_round, "nobody was heard")
         try:
-            adapter = self.combine(server_round, accepted, received)
+            stepped = step_groups(self.groups, server_round, accepted, received, self._step)
         except RunError as error:  # too few survivors for Krum, say; the next round may have more
             for reply in accepted:
                 book.drop(reply.device, "rule")
             return self._keep(server_round, str(error))
+        moved = enumerate(self._adapters)
+        adapter = updates.join([stepped.adapters.get(group, kept) for group, kept in moved])
         if not updates.is_finite(adapter):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
             )
-        refused = book.dropped.get("rule", [])
-        accepted = [reply for reply in accepted if reply.device not in refused]
+        for device in stepped.refused:
+            book.drop(device, "rule")
+        book.metrics |= stepped.figures
+        accepted = [reply for reply in accepted if reply.device not in stepped.refused]
         adapter = self._scoring.settle(server_round, adapter, accepted)
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
@@ -237,45 +242,18 @@ class FederatedDeft(Strategy):
 
     # --- parts of a round ------------------------------------------------------------------
 
-    def combine(
-        self, server_round: int, accepted: Sequence[wire.Reply], received: Received
-    ) -> Update:
-        """Returns the next adapter.
-
-        Args:
-            server_round: the round.
-            accepted: the answers that count, by device.
-            received: what the uplink made of their updates.
-
-        Raises:
-            RunError: too few for the server's rule in every group.
-        """
-        adapters, failed = list(self._adapters), dict[int, RunError]()
-        sorted_rows = self.groups.rows([reply.device for reply in accepted], len(received.rows))
-        for group, places in sorted_rows.items():
-            own = [reply for reply in accepted if self.groups.of[reply.device] == group]
-            gathered = Gathered(
-                adapter=self._adapters[group],
-                tuned=self._tuned,
-                received=replace(
-                    received, rows=received.rows[places], weights=received.weights[places]
-                ),
-                presence=self._held(own),
-                weights=np.array([reply.num_examples for reply in own], np.float64),
-            )
-            apply = partial(self.groups.rules[group].apply, server_round)
-            try:
-                adapters[group], figures = self._combine.next_adapter(gathered, self._space, apply)
-            except RunError as error:
-                failed[group] = error
-                continue
-            self.rounds[server_round].metrics |= figures
-        if len(failed) == len(sorted_rows):
-            raise next(iter(failed.values()))
-        for reply in accepted:
-            if self.groups.of[reply.device] in failed:
-                self.rounds[server_round].drop(reply.device, "rule")
-        return updates.join(adapters)
+    def _step(
+        self, group: int, own: Sequence[wire.Reply], received: Received, apply: Apply
+    ) -> tuple[Update, dict[str, float]]:
+        """Returns a group's next adapter, and figures for the round's metrics."""
+        gathered = Gathered(
+            adapter=self._adapters[group],
+            tuned=self._tuned,
+            received=received,
+            presence=self._held(own),
+            weights=np.array([reply.num_examples for reply in own], np.float64),
+        )
+        return self._combine.next_adapter(gathered, self._space, apply)
 
     def _of(self, device: int) -> Update:
         """Returns the adapter of a device's group."""
@@ -305,30 +283,9 @@ class FederatedDeft(Strategy):
         for reply, is_heard in zip(accepted, received.is_heard, strict=True):
             if not is_heard:
                 book.drop(reply.device, "unheard")
-        if (cost := received.airtime) is not None:
-            self._ledger.book_airtime(
-                round=server_round, channel_uses=cost.channel_uses, seconds=cost.seconds
-            )
-            for k, reply in enumerate(accepted):
-                order, joules = self._orders[reply.device], float(cost.joules[k])
-                self._book("uplink", order, "update", int(cost.payload_bytes[k]))
-                control = int(cost.control_bytes[k])
-                scores = min(reply.score_bytes, control)  # a silent device sends neither
-                self._book("uplink", order, "control", control - scores)
-                self._book("uplink", order, "scores", scores)
-                self._book("downlink", order, "control", cost.announced_bytes)
-                self._ledger.book_joules(round=server_round, device=reply.device, joules=joules)
+        if received.airtime is not None:
+            book_airtime(self._ledger, received.airtime, accepted, self._orders)
         return received
-
-    def _book_plan(self, server_round: int) -> None:
-        book, plan = self.rounds[server_round], self._planned
-        book.turns = plan.turns
-        for turn in plan.turns:
-            self._ledger.book_turn(
-                round=server_round, compute_s=turn.compute_s, uplink_s=turn.uplink_s
-            )
-        if plan.turns:
-            book.metrics["scheduled_s"] = plan.round_s
 
     def _held(self, replies: Sequence[wire.Reply]) -> NDArray[np.bool_] | None:
         """Returns [num_replies, num_params] who holds what; None where everybody holds all."""
@@ -363,10 +320,4 @@ class FederatedDeft(Strategy):
             raise WireError("not-finite", "the update overflows where LoRA is combined")
 
     def _book(self, link: str, order: wire.Order, what: str, num_bytes: int) -> None:
-        self._ledger.book(
-            round=order.round,
-            device=order.device,
-            link=link,  # type: ignore[arg-type]
-            what=what,  # type: ignore[arg-type]
-            num_bytes=num_bytes,
-        )
+        book_bytes(self._ledger, link, order, what, num_bytes)
