@@ -24,7 +24,7 @@ def bounded_weights(num_examples: ArrayLike) -> Floats:
     given = np.asarray(num_examples, dtype=np.float64)
     if not given.size:
         return given
-    return np.minimum(given, np.sort(given)[(given.size - 1) // 2])
+    return np.asarray(np.minimum(given, np.sort(given)[(given.size - 1) // 2]))
 
 
 def mean_scores(
