@@ -33,7 +33,7 @@ from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import DigitalUplink
 from strategies.roster import Roster
-from strategies.rules import ServerRule
+from strategies.rules import ISOMETRIC, ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
 from strategies.scalar_server import ScalarServer
@@ -163,7 +163,12 @@ def build_strategy(
     space: LoraSpace = FactorSpace()
     combine: Combine = Whole()
     if isinstance(config.peft, LoraConfig):
-        space = build_space(config.peft.aggregation, config.peft.rank, layouts.server)
+        space = build_space(
+            config.peft.aggregation,
+            config.peft.rank,
+            layouts.server,
+            has_cores=config.strategy.server_rule.name in ISOMETRIC,
+        )
         combine = build_combine(config.peft.combine, is_shared=scheduler.is_shared)
     common: dict[str, Any] = {
         "blob": blob,

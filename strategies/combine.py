@@ -62,10 +62,12 @@ class Whole:
     ) -> tuple[Update, dict[str, float]]:
         """See ``Combine``."""
         rows = [
-            space.enter(updates.add(gathered.adapter, updates.unstack(row, gathered.tuned)))
+            updates.add(gathered.adapter, updates.unstack(row, gathered.tuned))
             for row in gathered.received.rows
         ]
-        return space.leave(apply(rows, gathered.received.weights)), {}
+        space = space.around(rows)
+        entered = [space.enter(row) for row in rows]
+        return space.leave(apply(entered, gathered.received.weights)), {}
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,23 @@ class Flexible:
         self, gathered: Gathered, space: LoraSpace, apply: Apply
     ) -> tuple[Update, dict[str, float]]:
         """See ``Combine``; needs a row for every device."""
-        whole = space.enter(gathered.adapter)
         masks = (
             np.ones(gathered.received.rows.shape)
             if gathered.presence is None
             else gathered.presence
         )
-        rows = []
+        pairs = []
         for row, mask in zip(gathered.received.rows, masks, strict=True):
             held = updates.unstack(mask.astype(np.float32), gathered.tuned)
             before = {name: gathered.adapter[name] * held[name] for name in gathered.adapter}
-            after = updates.add(before, updates.unstack(row, gathered.tuned))
-            change = updates.subtract(space.enter(after), space.enter(before))
-            rows.append(updates.add(whole, change))
+            pairs.append((before, updates.add(before, updates.unstack(row, gathered.tuned))))
+        # what a device held before is a part of the server's factors
+        space = space.around([gathered.adapter, *(after for _, after in pairs)])
+        whole = space.enter(gathered.adapter)
+        rows = [
+            updates.add(whole, updates.subtract(space.enter(after), space.enter(before)))
+            for before, after in pairs
+        ]
         combined = apply(rows, gathered.received.weights)
         adapter = space.leave(combined)
         for name in untouched(whole, combined):

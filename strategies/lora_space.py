@@ -3,8 +3,13 @@
 Averaging A and B apart is biased: sum_k w_k B_k A_k - B_mean A_mean = sum_k w_k (B_k - B_mean)
 (A_k - A_mean). Freezing A removes the bias; combining the products B A removes it too, at the
 price of a re-factoring by SVD.
+
+A round's products have their columns in the span of all B, their rows in that of all A: a few dozen
+directions of hundreds. In an orthonormal basis of both a product is a small core, with the same
+singular values, distances and means, and no d x d matrix is averaged or decomposed.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,9 +36,17 @@ class LoraSpace(Protocol):
         """Maps combined coordinates back to an adapter."""
         ...
 
+    def around(self, adapters: Sequence[Update]) -> "LoraSpace":
+        """Returns a space for these adapters and their parts, in which combining may be cheaper."""
+        ...
+
 
 class FactorSpace:
     """The factors themselves: exact where one of them is the same everywhere, biased otherwise."""
+
+    def around(self, adapters: Sequence[Update]) -> LoraSpace:
+        """Returns this space."""
+        return self
 
     def enter(self, adapter: Update) -> Update:
         """Returns the adapter."""
@@ -54,10 +67,15 @@ class ProductSpace:
     Args:
         rank: LoRA rank r of every adapted map.
         layout: rank of every block, where they differ.
+        has_cores: whether what combines asks for means and distances alone, which cores have, too.
     """
 
-    def __init__(self, rank: int, layout: Layout | None = None) -> None:
-        self._rank, self._layout = rank, layout or {}
+    def __init__(self, rank: int, layout: Layout | None = None, *, has_cores: bool = False) -> None:
+        self._rank, self._layout, self._has_cores = rank, layout or {}, has_cores
+
+    def around(self, adapters: Sequence[Update]) -> LoraSpace:
+        """Returns the space of cores, or this one; at least one adapter."""
+        return CoreSpace(self, adapters) if self._has_cores else self
 
     def enter(self, adapter: Update) -> Update:
         """Replaces each pair A [r, d_in], B [d_out, r] by B A [d_out, d_in]."""
@@ -78,7 +96,7 @@ class ProductSpace:
                 adapter[name] = array
                 continue
             stem = name.removesuffix(_PRODUCT)
-            rank = self._rank_of(stem)
+            rank = self.rank_of(stem)
             left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
             root = np.sqrt(values[:rank])
             is_used = values[:rank] > _NOISE * values[0]
@@ -90,8 +108,58 @@ class ProductSpace:
             adapter[stem + _A] = np.pad(wide, (spare, (0, 0))).astype(np.float32)
         return dict(sorted(adapter.items()))
 
-    def _rank_of(self, stem: str) -> int:
+    def rank_of(self, stem: str) -> int:
+        """Returns the rank of a map by its name."""
         return self._layout[block_number(stem)] if self._layout else self._rank
+
+
+class CoreSpace:
+    """Products as cores U^T B A V, with orthonormal U and V that span all B and all A^T of a round.
+
+    Nothing is lost: U and V come from QR of the factors, one after the other. A rule that uses sums
+    and Euclidean lengths alone gives what it gives on products.
+
+    Args:
+        products: the space of products.
+        adapters: at least one; what enters must lie in the spans of their factors, as parts of
+            them and sums do.
+    """
+
+    def __init__(self, products: ProductSpace, adapters: Sequence[Update]) -> None:
+        self._products = products
+        self._tall, self._wide = {}, {}
+        for name in adapters[0]:
+            if name.endswith(_B):
+                stem = name.removesuffix(_B)
+                beside = np.hstack([each[name].astype(np.float64) for each in adapters])
+                below = np.vstack([each[stem + _A].astype(np.float64) for each in adapters])
+                self._tall[stem] = np.linalg.qr(beside)[0]
+                self._wide[stem] = np.linalg.qr(below.T)[0]
+
+    def around(self, adapters: Sequence[Update]) -> LoraSpace:
+        """Returns the space of other adapters."""
+        return self._products.around(adapters)
+
+    def enter(self, adapter: Update) -> Update:
+        """Replaces each pair A, B by its core."""
+        rotated: Update = {}
+        for name, array in adapter.items():
+            if name.endswith(_B):
+                rotated[name] = self._tall[name.removesuffix(_B)].T @ array
+            elif name.endswith(_A):
+                rotated[name] = array @ self._wide[name.removesuffix(_A)]
+            else:
+                rotated[name] = array
+        entered = self._products.enter(rotated)
+        return {name: array.astype(np.float32) for name, array in entered.items()}
+
+    def leave(self, combined: Update) -> Update:
+        """Re-factors each core, and turns its factors back."""
+        adapter = self._products.leave(combined)
+        for stem, tall in self._tall.items():
+            adapter[stem + _B] = (tall @ adapter[stem + _B]).astype(np.float32)
+            adapter[stem + _A] = (adapter[stem + _A] @ self._wide[stem].T).astype(np.float32)
+        return adapter
 
 
 def discarded(combined: Update, kept: Update) -> float:
@@ -110,8 +178,10 @@ def untouched(before: Update, after: Update) -> list[str]:
     return [name.removesuffix(_PRODUCT) + which for name in names for which in (_A, _B)]
 
 
-def build_space(aggregation: str, rank: int, layout: Layout | None = None) -> LoraSpace:
-    """Turns ``peft.aggregation`` into a space; see ``ProductSpace`` for ranks.
+def build_space(
+    aggregation: str, rank: int, layout: Layout | None = None, *, has_cores: bool = False
+) -> LoraSpace:
+    """Turns ``peft.aggregation`` into a space; see ``ProductSpace`` for the rest.
 
     Raises:
         ConfigError: unknown name.
@@ -120,6 +190,6 @@ def build_space(aggregation: str, rank: int, layout: Layout | None = None) -> Lo
         case "freeze-a" | "factors" | "alternate":
             return FactorSpace()
         case "exact":
-            return ProductSpace(rank, layout)
+            return ProductSpace(rank, layout, has_cores=has_cores)
         case _:
             raise ConfigError(f"peft.aggregation={aggregation!r} is unknown")

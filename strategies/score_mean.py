@@ -24,8 +24,7 @@ def bounded_weights(num_examples: ArrayLike) -> Floats:
     given = np.asarray(num_examples, dtype=np.float64)
     if not given.size:
         return given
-    bounded: Floats = np.minimum(given, np.sort(given)[(given.size - 1) // 2])
-    return bounded
+    return np.asarray(np.minimum(given, np.sort(given)[(given.size - 1) // 2]))
 
 
 def mean_scores(

@@ -154,15 +154,15 @@ def test_pad_is_biased_where_units_are_missing() -> None:
 
 
 @cases
-@given(given_layouts=layouts, seed=st.integers(0, 99))
+@given(given_layouts=layouts, seed=st.integers(0, 99), has_cores=st.booleans())
 def test_flex_is_the_yardstick_but_for_what_svd_discards(
-    given_layouts: list[dict[int, int]], seed: int
+    given_layouts: list[dict[int, int]], seed: int, *, has_cores: bool
 ) -> None:
     """The best approximation of the server's rank; and the figure says how far it is off."""
     rng = np.random.default_rng(seed)
     gathered, before, after = _round(_server(rng, has_a=True), given_layouts, rng)
     ranks = {0: 2, 3: RANK}
-    space = ProductSpace(RANK, ranks)
+    space = ProductSpace(RANK, ranks, has_cores=has_cores)
     combined, figures = Flexible().next_adapter(gathered, space, _apply)
     lost, whole = 0.0, 0.0
     for block in BLOCKS:
@@ -199,7 +199,7 @@ def test_nobody_moves_and_nothing_moves(name: str) -> None:
     gathered, _, _ = _round(server, [{0: 1, 3: 0}, {0: 2, 3: 2}], rng)
     received = Received(**{**vars(gathered.received), "rows": 0 * gathered.received.rows})
     gathered = Gathered(**{**vars(gathered), "received": received})
-    space = ProductSpace(RANK) if name == "flex" else FactorSpace()
+    space = ProductSpace(RANK, has_cores=True) if name == "flex" else FactorSpace()
     combined, _ = build_combine(name, is_shared=False).next_adapter(gathered, space, _apply)
     for block in BLOCKS:
         kept = _product(server, block)
@@ -221,14 +221,15 @@ def test_where_all_hold_all_the_rules_agree_with_the_plain_one(name: str) -> Non
     assert type(build_combine(name, is_shared=True)) is Whole
 
 
-def test_a_block_that_nobody_of_the_round_held_can_still_be_tuned() -> None:
+@pytest.mark.parametrize("has_cores", [False, True])
+def test_a_block_that_nobody_of_the_round_held_can_still_be_tuned(has_cores: bool) -> None:
     """From B = 0: its A stays as drawn, and spare units elsewhere come back with an A, too."""
     rng = np.random.default_rng(4)
     server = _server(rng, has_a=True)
     for block in BLOCKS:
         server[_factor(block, "B")] *= 0
     gathered, before, after = _round(server, [{0: 0, 3: 1}, {0: 0, 3: 2}], rng)
-    combined, _ = Flexible().next_adapter(gathered, ProductSpace(RANK), _apply)
+    combined, _ = Flexible().next_adapter(gathered, ProductSpace(RANK, has_cores=has_cores), _apply)
     for which in "AB":
         assert np.array_equal(combined[_factor(0, which)], server[_factor(0, which)])
     wanted = _yardstick(gathered, before, after, 3)

@@ -1,0 +1,92 @@
+"""The table of device classes on a tiny model: ranks, bytes by hand, resumed, summed up by hand."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import class_table
+from tests.federation_fixtures import TinyFederation, tiny_federation
+
+__all__ = ["tiny_federation"]
+
+SPLIT = ("strategy.emulator.left=2", "strategy.emulator.middle=-1", "strategy.emulator.right=2")
+RANKS, ROUNDS = (1, 2, 4), 2
+HEAD, WIDTH, MAPS = 4 * 16 + 4, 16, 2
+"""Of the tiny model: the head of four classes, and query and value of every block."""
+
+
+def _row(run: str, seed: int, accuracy: float, discarded: float | None = None) -> Any:
+    counts = {name: 100.0 * (seed + 1) for name in class_table.COUNTS}
+    return {"run": run, "seed": seed, "accuracy": accuracy, "discarded": discarded, **counts}
+
+
+def test_summary_by_hand() -> None:
+    rows = [_row("pad", 0, 0.8), _row("flex", 0, 0.9, 0.1), _row("pad", 1, 0.9)]
+    pad, flex = class_table.summarise(rows)
+    assert pad["accuracy"] == pytest.approx(0.85)
+    assert pad["std"] == pytest.approx(statistics.stdev([0.8, 0.9]))
+    assert (pad["seeds"], pad["uplink_bytes"], pad["discarded"]) == (2, 150.0, None)
+    assert (flex["std"], flex["discarded"], flex["seconds"]) == (None, 0.1, 100.0)
+
+
+def test_three_classes_by_every_rule_and_not_made_twice(
+    tiny_federation: TinyFederation, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    left_out = ("strategy.emulator", "strategy.num_rounds", "finetune.max_steps", "peft.rank")
+    plain = [w for w in tiny_federation.words() if not w.startswith(left_out)]
+    task = [*plain, *SPLIT]
+    arguments = ["--seeds", "0", "--rounds", str(ROUNDS), "--steps", "1", "--assets", ""]
+    arguments += ["--ranks", *map(str, RANKS), "--out", str(tmp_path)]
+    arguments += ["--overrides", "federation.num_devices=3"]
+    assert class_table.main(arguments, task) == 0
+    content = json.loads((tmp_path / "class_table.json").read_text())
+    runs = {run["run"]: run for run in content["runs"]}
+    assert set(runs) == set(class_table.RUNS)
+    for run in class_table.UNEQUAL:
+        for name, rank in zip(class_table.CLASSES, RANKS, strict=True):
+            assert runs[run]["ranks"][name] == [rank, rank, 0, rank, rank]
+        assert runs[run]["ranks"]["server"] == [4, 4, 0, 4, 4]
+        assert runs[run]["control_bytes"] == ROUNDS * 3 * 2 * 4  # two bytes a tuned block
+    for run, rank in (("high", 4), ("low", 1), ("high_exact", 4), ("low_exact", 1)):
+        assert runs[run]["ranks"] == {"server": [rank, rank, 0, rank, rank]}
+        assert runs[run]["control_bytes"] == 0
+    # one device a class: what each sends but for the frame around it, which differs by names
+    reals = {
+        "pad": 3 * HEAD + 4 * MAPS * WIDTH * sum(RANKS),
+        "flex": 3 * HEAD + 4 * MAPS * 2 * WIDTH * sum(RANKS),
+        "high": 3 * (HEAD + 4 * MAPS * WIDTH * 4),
+        "low": 3 * (HEAD + 4 * MAPS * WIDTH),
+        "high_exact": 3 * (HEAD + 4 * MAPS * 2 * WIDTH * 4),
+    }
+    frames = {run: runs[run]["uplink_bytes"] - ROUNDS * 4 * reals[run] for run in reals}
+    names = {run: 2 + 4 * MAPS * (2 if run in ("flex", "high_exact") else 1) for run in reals}
+    for run, frame in frames.items():
+        per_name = frame / (ROUNDS * 3 * names[run])
+        assert 60 < per_name < 200  # a name, a shape and two offsets
+        assert runs[run]["downlink_bytes"] >= runs[run]["uplink_bytes"]
+    assert runs["zero"]["uplink_bytes"] == runs["pad"]["uplink_bytes"]
+    assert runs["pad_factors"]["uplink_bytes"] == runs["flex"]["uplink_bytes"]
+    assert [run for run in runs if runs[run]["discarded"] is not None] == ["flex"]
+    assert 0 <= runs["flex"]["discarded"] < 1
+    assert (tmp_path / "class_table.png").read_bytes().startswith(b"\x89PNG")
+    assert "discarded" in capsys.readouterr().out
+
+    def never(*_: Any) -> None:
+        raise AssertionError("made twice")
+
+    monkeypatch.setattr(class_table, "made", never)
+    assert class_table.main(arguments, task) == 0
+    assert json.loads((tmp_path / "class_table.json").read_text()) == content
+
+
+def test_it_says_what_it_needs(tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--assets", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert class_table.main(arguments) == 0
+    assert "no sst2" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        class_table.main([*arguments, "--ranks", "4", "2", "1"])
+    assert "weakest to strongest" in capsys.readouterr().err
