@@ -105,7 +105,7 @@ def by_token(spoken: Spoken, ks: Sequence[int]) -> tuple[list[Row], list[float]]
         (a row per combiner and k, each member's perplexity).
     """
     num = len(spoken.members)
-    public = _summed_losses(spoken, spoken.held.public)
+    public = public_losses(spoken)
     places = [(k, window) for k in ks for window in windows(num, k)]
     hows: dict[str, Callable[[list[int]], torch.Tensor | None]] = {
         "mean": lambda _window: None,
@@ -135,6 +135,17 @@ def by_token(spoken: Spoken, ks: Sequence[int]) -> tuple[list[Row], list[float]]
             found = [(float(np.exp(loss)), loss) for loss in losses]
             rows.append(_row(spoken, "perplexity", name, k, alone, found))
     return rows + _strings(spoken, ks), alone.tolist()
+
+
+def public_losses(spoken: Spoken) -> torch.Tensor:
+    """Returns each member's loss [k] in nats, summed over public labels as ``weights_on`` has it.
+
+    Labels are classes of rows, or predicted tokens.
+    """
+    total = torch.zeros(len(spoken.members), dtype=torch.float64)
+    for _, log_probs, labels in spoken.said(spoken.held.public):
+        total += member_losses(log_probs, labels).double() * len(labels)
+    return total
 
 
 def _strings(spoken: Spoken, ks: Sequence[int]) -> list[Row]:
@@ -215,15 +226,6 @@ def _table(spoken: Spoken, encoded: Encoded) -> Said:
         "labels": torch.cat(labels).clone(),
         "pooled": torch.cat(pooled).clone(),
     }
-
-
-def _summed_losses(spoken: Spoken, encoded: Encoded) -> torch.Tensor:
-    """Returns each member's loss [k] in nats, summed over rows as ``weights_on`` has it."""
-    total, count = torch.zeros(len(spoken.members), dtype=torch.float64), 0
-    for _, log_probs, labels in spoken.said(encoded):
-        total += member_losses(log_probs, labels).double() * len(labels)
-        count += len(labels)
-    return total / max(count, 1) * len(encoded)
 
 
 def _attention(

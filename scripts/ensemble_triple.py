@@ -44,7 +44,7 @@ def run_cell(setting: Setting, ks: Sequence[int], folder: Path) -> Row:
         measure) and ``seconds``.
     """
     place = folder / f"cell-{setting.task}-seed{setting.seed}.json"
-    facts = {"words": setting.words(), "steps": setting.steps, "ks": list(ks)}
+    facts = _facts(setting, ks)
     if place.exists() and (known := json.loads(place.read_text())).get("facts") == facts:
         content: Row = known
         return content
@@ -67,6 +67,14 @@ def run_cell(setting: Setting, ks: Sequence[int], folder: Path) -> Row:
     beside.write_text(json.dumps(cell, indent=1, allow_nan=False), encoding="utf-8")
     beside.replace(place)
     return cell
+
+
+def _facts(setting: Setting, ks: Sequence[int]) -> Row:
+    """Returns what a kept cell must have been made with to be taken for this one."""
+    facts: Row = {"words": setting.words(), "steps": setting.steps, "ks": list(ks)}
+    if "model.task=causal_lm" in setting.overrides:
+        facts["weights"] = "summed over tokens"  # cells from before weighed mean losses
+    return facts
 
 
 def latency(held: Prepared, members: Sequence[Tensors], ks: Sequence[int]) -> list[Row]:

@@ -124,7 +124,7 @@ def run(
     columns = (TextColumn("domains"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=2 * len(domains) * len(seeds))
-        probe = _probe_of(domains)
+        probe = probe_of(domains)
         for seed in seeds:
             start = bench.start(settings, seed)
             own = []
@@ -144,7 +144,7 @@ def run(
     }
 
 
-def _probe_of(domains: Sequence[Domain]) -> Encoded:
+def probe_of(domains: Sequence[Domain]) -> Encoded:
     """Returns the first probe rows of all domains in turn."""
     turns = [(domain.probe, i) for i in range(_PROBE_TEXTS) for domain in domains]
     picked = [(part, i) for part, i in turns if i < len(part)][:_PROBE_TEXTS]

@@ -73,15 +73,18 @@ def draw_bars(result: Mapping[str, Any], target: Path) -> None:
     _bars(middle, rates, "share of transfers that do harm")
     middle.set_ylim(0, 1)
     steps = {"random": summary["steps"]["random"], "chosen": summary["steps"]["chosen"]}
-    reached, targets = summary["steps"]["reached"], summary["steps"]["targets"]
-    _bars(right, steps, f"median steps to the random start's\nbest loss ({reached} of {targets})")
+    censored, targets = summary["steps"]["censored"], summary["steps"]["targets"]
+    title = (
+        f"median steps to the random start's\nbest loss ({censored} of {targets} never reach it)"
+    )
+    _bars(right, steps, title, missing="never")
     figure.savefig(target, dpi=150)
 
 
-def _bars(axes: Any, values: Mapping[str, float | None], title: str) -> None:
+def _bars(axes: Any, values: Mapping[str, float | None], title: str, missing: str = "none") -> None:
     shown = [0.0 if value is None else value for value in values.values()]
     bars = axes.bar(range(len(values)), shown, color="#0068a8", width=0.6)
-    words = ["none" if value is None else f"{value:.3g}" for value in values.values()]
+    words = [missing if value is None else f"{value:.3g}" for value in values.values()]
     axes.bar_label(bars, words, padding=2, fontsize=8)
     axes.set_xticks(range(len(values)), list(values), rotation=20, ha="right", fontsize=8)
     axes.set_title(title, fontsize=9)

@@ -24,6 +24,7 @@ class Measured:
         ensemble_loss: mean loss of the ensemble in nats; infinite where a vote left no share.
         weights: of the members, summing to 1.
         higher_is_better: of the measure.
+        num_labels: what ``losses`` are means over: rows of classes, predicted tokens of texts.
     """
 
     members: tuple[float, ...]
@@ -32,6 +33,7 @@ class Measured:
     ensemble_loss: float
     weights: tuple[float, ...]
     higher_is_better: bool
+    num_labels: int
 
     def as_result(self) -> dict[str, Any]:
         """Returns the ``ensemble`` entry of ``result.json``."""
@@ -101,6 +103,7 @@ def measure(
         ensemble_loss=all_loss / count,
         weights=tuple(shares.tolist()),
         higher_is_better=by_class,
+        num_labels=int(count),
     )
 
 
@@ -113,12 +116,13 @@ def weights_on(
     eta: float = 1.0,
     batch_size: int = 32,
 ) -> tuple[float, ...]:
-    """Returns exponential weights by the members' summed losses on validation rows.
+    """Returns exponential weights by the members' losses, summed over all labels of these rows.
 
-    With eta = 1 the Bayes mixture after these rows.
+    With eta = 1 the posterior of a Bayes mixture that began with equal weights, whether a row has
+    one label (its class) or many (its predicted tokens).
     """
     found = measure(model, members, task, encoded, batch_size=batch_size)
-    summed = torch.tensor(found.losses, dtype=torch.float64) * len(encoded)
+    summed = torch.tensor(found.losses, dtype=torch.float64) * found.num_labels
     return tuple(exponential_weights(summed, eta).tolist())
 
 

@@ -75,12 +75,13 @@ class EnsembleMedian(EnsembleConfig):
 
 @dataclass
 class EnsembleWeighted(EnsembleConfig):
-    """The mean with weights proportional to exp(-eta loss), losses summed over public rows."""
+    """The mean, weights proportional to exp(-eta loss) by the sum over public rows' labels."""
 
     combiner: ClassVar[str] = "mean"
     eta: float = 1.0
-    """Learning rate >= 0: 0 weighs members alike, 1 is the Bayes mixture after the public rows;
-    with some hundred rows it all but picks the best member."""
+    """Learning rate >= 0: 0 weighs members alike, 1 is the Bayes mixture after the public rows
+    (of texts: after all their predicted tokens). With some hundred labels it all but picks the
+    best member."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

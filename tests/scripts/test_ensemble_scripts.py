@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from fl_app.evaluate import evaluate
+from fl_app.prompts.batched import tensors_of
+from fl_app.prompts.ensemble import exponential_weights
+from fl_app.prompts.measure import weights_on
 from scripts import ensemble_members, ensemble_online, ensemble_triple
-from scripts.ensemble_combine import windows
+from scripts.ensemble_combine import Spoken, public_losses, windows
 from scripts.ensemble_members import prepared, setting_of, tuned_members
 from tests.ensemble_fixtures import language_words
 from tests.federation_fixtures import TinyFederation, tiny_federation
@@ -87,6 +90,36 @@ def test_the_triple_of_a_small_task(tasks: list[str], tmp_path: Path) -> None:
     assert ensemble_triple.main(arguments) == 0
     assert (tmp_path / "out/triple.json").read_text() == before
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_a_text_cell_of_the_old_weights_is_measured_again(tasks: list[str], tmp_path: Path) -> None:
+    """Its members stay; cells of classes, where nothing has changed, are taken as they are."""
+    more = ["--seeds", "0", "--ks", "1,2", "--steps", "2"]
+    arguments = [*tasks, "--tasks", "sst2,t0", *more]
+    assert ensemble_triple.main(arguments) == 0
+    members = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.prompt")}
+    cells = {name: tmp_path / f"out/cell-{name}-seed0.json" for name in ("sst2", "t0")}
+    for name, path in cells.items():
+        content = json.loads(path.read_text())
+        old = {key: content["facts"][key] for key in ("words", "steps", "ks")}
+        assert (content["facts"] != old) == (name == "t0")
+        path.write_text(json.dumps({**content, "facts": old, "seconds": -1.0}))
+    assert ensemble_triple.main(arguments) == 0
+    assert json.loads(cells["sst2"].read_text())["seconds"] == -1.0
+    assert json.loads(cells["t0"].read_text())["seconds"] > 0
+    assert members == {path: path.stat().st_mtime_ns for path in members}
+
+
+def test_the_scripts_weigh_as_the_library(tasks: list[str], tmp_path: Path) -> None:
+    for task in ("sst2", "t0"):
+        setting = setting_of(task, assets=tmp_path, seed=0, num_members=2, steps=1)
+        held = prepared(setting)
+        members = [tensors_of(m) for m in tuned_members(setting, held, tmp_path)]
+        model = held.bench.full.bare_model
+        expected = weights_on(model, members, held.bench.task, held.public, eta=0.5)
+        summed = public_losses(Spoken(held, members, 0))
+        found = exponential_weights(summed, 0.5)
+        assert found.tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_damaged_member_is_tuned_again_to_the_same_bits(tasks: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scripts.transfer_matrix import main, prepared, run
+from fl_app.prompts.batched import tensors_of
+from fl_app.prompts.descriptors import activation_bits
+from scripts.transfer_matrix import main, prepared, probe_of, run
 from scripts.transfer_measured import DESCRIPTORS, step_bytes, summarise
 from scripts.transfer_picture import draw_bars, draw_matrix, matrix_of, show
 from scripts.transfer_tuning import Domain, Settings, Workbench
@@ -134,9 +136,54 @@ def test_the_summary_is_what_can_be_counted_by_hand() -> None:
     assert summary["spearman"]["euclid"] is None  # all alike
     assert summary["negative_rate"] == {"gate_off": 2 / 3, "gate_on": 1 / 2}
     assert summary["let_in"] == pytest.approx(2 / 3)
-    assert summary["retention"] == pytest.approx({"mean": 0.7, "best": 0.8, "chosen": 0.8})
+    assert summary["retention"] == pytest.approx(
+        {"mean": 0.7, "best_on_test_rows": 0.8, "chosen": 0.8}
+    )
     assert summary["steps"]["saved"] == 30
     assert summary["bytes"] == {"transfer": 10, "retraining": 1000}
+
+
+def test_targets_that_never_reach_the_level_are_counted() -> None:
+    """Five targets; medians of the whole set, those that never arrive behind all others."""
+
+    def chosen(*steps: int | None) -> dict[str, Any]:
+        return summarise(
+            [
+                _entry(f"t{i}", "a", is_chosen=True, steps_random=100, steps_chosen=n)
+                for i, n in enumerate(steps)
+            ]
+        )["steps"]
+
+    some = {"targets": 5, "censored": 2, "random": 100, "chosen": 90, "saved": 10}
+    assert chosen(20, None, 90, 40, None) == some  # of the three that arrive it would be 40
+    most = {"targets": 5, "censored": 3, "random": 100, "chosen": None, "saved": None}
+    assert chosen(20, None, None, 40, None) == most
+
+
+def test_descriptors_compare_what_a_requester_has(
+    tiny: TinyModels, made: tuple[dict[str, Any], Path]
+) -> None:
+    """Its early prompt with the source's finished one, by the formulas, from the kept files."""
+    result, folder = made
+    bench, domains = _bench(tiny, folder)
+    start = bench.start(_STEPS, 0)
+    own = {d.name: bench.tuned(d, start, _STEPS, 0, d.name) for d in domains}
+    assert any(t.early.content_hash != t.member.content_hash for t in own.values())
+    for entry in result["entries"]:
+        mine = own[entry["target"]].early.prompt.astype(float)
+        theirs = own[entry["source"]].member.prompt.astype(float)
+        gap = np.sqrt(((mine - theirs) ** 2).sum())
+        assert entry["euclid"] == pytest.approx(1 / (1 + gap))
+        a, b = mine.ravel(), theirs.ravel()
+        assert entry["flat_cosine"] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+    target, source = (own[name] for name in ("plain", "again"))
+    texts = bench.task.batch(probe_of(domains), range(16))
+    bits = activation_bits(
+        bench.model, [tensors_of(m) for m in (target.early, source.member)], texts
+    )
+    both = (bits[0] & bits[1]).sum() / np.sqrt(float(bits[0].sum()) * bits[1].sum())
+    entry = next(e for e in result["entries"] if (e["target"], e["source"]) == ("plain", "again"))
+    assert entry["bits"] == pytest.approx(both)
 
 
 def test_bytes_of_a_step_add_up() -> None:

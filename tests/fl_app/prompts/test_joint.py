@@ -170,6 +170,28 @@ def test_a_language_model_is_measured_in_perplexity(tiny: TinyModels) -> None:
         measure(backbone.model, [tensors_of(members[0])], task, encoded, how="vote")
 
 
+def test_weights_of_a_language_model_count_every_token(tiny: TinyModels) -> None:
+    """The posterior of a Bayes mixture: prior times likelihood of all tokens, by the task's sum."""
+    task = tiny.task("gpt2", "causal_lm")
+    encoded = task.encode(tiny_examples(9))
+    backbone = tiny.load("gpt2", "causal_lm")
+    members = [drawn_member(fit_for(backbone), m, m) for m in (2, 4)]
+    totals = []
+    for member in members:
+        model = prompted(tiny.load("gpt2", "causal_lm"), member).model
+        with torch.inference_mode():
+            nats, tokens = task.score(model, task.batch(encoded, range(9)))
+        totals.append(nats)
+    eta = 1 / (totals[0] - totals[1])  # the likelihoods differ by a factor of e
+    assert tokens >= 2 * len(encoded)
+    tensors = [tensors_of(member) for member in members]
+    weights = weights_on(backbone.model, tensors, task, encoded, eta=abs(eta), batch_size=4)
+    first = 1 / (1 + math.exp(math.copysign(1.0, eta)))
+    # sums of float32 losses, relative to their difference
+    off = tokens * 2.0**-24 * max(totals) * abs(eta)
+    assert weights == pytest.approx((first, 1 - first), abs=2 * off)
+
+
 def test_what_cannot_be_tuned_is_named(tiny: TinyModels) -> None:
     backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
     encoded, members = task.encode(easy_rows(12)), _members(tiny)
