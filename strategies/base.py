@@ -268,7 +268,7 @@ class FederatedDeft(Strategy):
             except RunError as error:
                 failed[group] = error
                 continue
-            self.rounds[server_round].metrics |= figures
+            self.rounds[server_round].metrics |= self.groups.named(group, figures)
         if len(failed) == len(sorted_rows):
             raise next(iter(failed.values()))
         for reply in accepted:
