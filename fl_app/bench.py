@@ -217,7 +217,7 @@ def _allocation(
     made = allocate(asked, backbone.model.config, adapter=full, gains=gains, **priced)
     shapes = {name: tuple(parameter.shape) for name, parameter in full.parameters.items()}
     times = None
-    if is_scheduled(config.strategy):
+    if is_scheduled(config.strategy) and not made.is_waiting:  # its blocks are not chosen yet
         place: dict[str, Any] = {"shapes": shapes, "server": made.server}
         times = block_times(asked, backbone.model.config, **priced, **place)
     is_uneven = config.federation.classes and times is None  # a schedule cuts by itself

@@ -120,8 +120,8 @@ def tune(
         encoded: the device's examples, at least one.
         settings: learning rates and lengths.
         rng: orders the examples.
-        watch: called in every step while the parameters hold their gradients, before these are
-            clipped and used; None for nothing.
+        watch: called in every step while the parameters hold the gradients of the loss, before
+            FedProx's pull is added and they are clipped and used; None for nothing.
 
     Returns:
         (mean loss over the steps, number of steps).
@@ -148,16 +148,14 @@ def tune(
                 f"{settings.lr} or finetune.head_lr={settings.head_lr}"
             )
         losses.append(float(loss.detach()))
-        if settings.proximal_mu > 0.0:
-            pulls = [
-                ((p - start) ** 2).sum()
-                for p, start in zip(parameters.values(), received, strict=True)
-            ]
-            loss = loss + settings.proximal_mu / 2 * torch.stack(pulls).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if watch is not None:
             watch()
+        if settings.proximal_mu > 0.0:
+            for p, start in zip(parameters.values(), received, strict=True):
+                pull = settings.proximal_mu * (p.detach() - start)  # of mu/2 ||p - start||^2
+                p.grad = pull if p.grad is None else p.grad + pull
         torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
         optimiser.step()
     return float(np.mean(losses)), len(losses)

@@ -24,6 +24,7 @@ from fl_app.updates import Update
 from strategies.adaptive import build_layouts
 from strategies.ask_gains import ask_gains
 from strategies.build import build_strategy
+from strategies.build_uplink import build_uplink
 from strategies.fit import require_enough
 from strategies.roster import call_roster
 from strategies.round_log import RoundLog
@@ -85,6 +86,7 @@ def federate(
                 layout=bench.full.layout,
                 largest=most_units(peft, len(bench.full.layout)),
                 timeout_s=config.federation.timeout_s,
+                uplink=build_uplink(config.channel, config.seed),
             )
             bench.take(gains)
     layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.is_a_tuned)

@@ -1,5 +1,6 @@
 """What a LoRA layout costs a device of this run: the resource model on what devices hold."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,12 +20,16 @@ from fl_app.resources.price import Price, Pricer
 from fl_app.resources.step import StepModel
 from fl_app.resources.tuning import lora
 from fl_app.schema import Config, DeviceConfig, DigitalChannel, IdealChannel, LoraConfig
-from fl_app.updates import blob_bytes
+from fl_app.updates import blob_bytes, travels
 from fl_app.wireless.cell import path_loss_db
 from fl_app.wireless.units import dbm_to_watt
 
 SERVER_DBM = 43.0
 """Transmit power of the server, a macro base station's."""
+
+
+Shapes = Mapping[str, Sequence[int]]
+"""Parameter by canonical name to its shape."""
 
 
 class LayoutPrices:
@@ -52,6 +57,7 @@ class LayoutPrices:
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._config, self._blocks, self._shapes = config, split.outer, dict(shapes)
+        self._aggregation = peft.aggregation
         full = architecture_of(model_config, num_labels=num_labels)
         held = emulator(full, split.left, split.middle, split.right)
         kept, behind = len(split.blocks), split.left + split.middle
@@ -81,6 +87,9 @@ class LayoutPrices:
     def of(self, device: DeviceConfig) -> PriceOf:
         """Returns what prices layouts on a device; bytes are those of a serialised update.
 
+        Where LoRA's A and B travel in turn an update is the larger of the two; both are broadcast,
+        and memory and seconds are those of tuning both.
+
         A limit on seconds of a round needs ``finetune.max_steps``; without it a round is priced
         with one step.
         """
@@ -99,26 +108,40 @@ class LayoutPrices:
             value_bytes=_value_bytes(self._config),
             down_value_bytes=4.0,  # a serialised adapter in float32, whatever the uplink's channel
         )
+        # rates need a logarithm each; layouts are priced by the thousand
+        up_s_byte, down_s_byte = up.seconds(1.0), down.seconds(1.0)
 
         def price_of(sizes: Sequence[int]) -> Price:
             whole = [0] * self._step.num_blocks
             for size, places in zip(sizes, self._places, strict=True):
                 for place in places:
                     whole[place] = int(size)
-            price = pricer(whole)
-            down_frame = self._frame(sizes)
-            up_frame = down_frame if self._is_serialised else 0
-            up_s, down_s = up.seconds(up_frame), down.seconds(down_frame)
+            price, shapes = pricer(whole), self._shapes_at(sizes)
+            up_more, down_more = self._uplink_more(price, shapes), _frame(shapes)
+            up_s, down_s = up_more * up_s_byte, down_more * down_s_byte
             return replace(
                 price,
-                uplink_bytes=price.uplink_bytes + up_frame,
-                downlink_bytes=price.downlink_bytes + down_frame,
+                uplink_bytes=price.uplink_bytes + up_more,
+                downlink_bytes=price.downlink_bytes + down_more,
                 uplink_s=price.uplink_s + up_s,
                 downlink_s=price.downlink_s + down_s,
                 round_s=price.round_s + up_s + down_s,
             )
 
         return price_of
+
+    def _uplink_more(self, price: Price, shapes: Shapes) -> int:
+        """Returns what an update's bytes are more than those of all tuned values."""
+        if self._aggregation != "alternate":
+            return _frame(shapes) if self._is_serialised else 0
+        halves: list[Shapes] = [
+            {name: shape for name, shape in shapes.items() if travels(name, "alternate", turn)}
+            for turn in (1, 2)
+        ]
+        if self._is_serialised:
+            return max(map(blob_bytes, halves)) - price.uplink_bytes
+        value_bytes = _value_bytes(self._config)
+        return round(value_bytes * max(map(_num_reals, halves))) - price.uplink_bytes
 
     @property
     def _is_serialised(self) -> bool:
@@ -129,8 +152,8 @@ class LayoutPrices:
             case _:
                 return False
 
-    def _frame(self, sizes: Sequence[int]) -> int:
-        """Returns the bytes around the values of a serialised adapter."""
+    def _shapes_at(self, sizes: Sequence[int]) -> Shapes:
+        """Returns the shapes of the tuned parameters by name; blocks of rank 0 have none."""
         ranks = dict(zip(self._blocks, sizes, strict=True))
         shapes: dict[str, Sequence[int]] = {}
         for name, shape in self._shapes.items():
@@ -139,7 +162,7 @@ class LayoutPrices:
                 shapes[name] = shape
             elif rank := ranks[block_number(name)]:
                 shapes[name] = (rank, shape[1]) if axis == 0 else (shape[0], rank)
-        return blob_bytes(shapes) - 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+        return shapes
 
 
 def device_of(device: DeviceConfig) -> DeviceClass:
@@ -172,3 +195,12 @@ def _value_bytes(config: Config) -> float:
             return bits / 8
         case _:
             return 4.0
+
+
+def _num_reals(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _frame(shapes: Shapes) -> int:
+    """Returns the bytes around the values of serialised parameters."""
+    return blob_bytes(shapes) - 4 * _num_reals(shapes)

@@ -65,7 +65,7 @@ def words_of(
     task: str, rule: str, seed: int, options: argparse.Namespace, tasks: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Returns the overrides of one run; ``--overrides`` come last and win."""
-    steps = () if options.steps is None else (f"finetune.max_steps={options.steps}",)
+    steps = [f"finetune.max_steps={n}" for n in _steps_of(task, options)]
     # What goes with a rule must be chosen before its options; the group comes first in any order.
     return [
         *tasks[task],
@@ -79,6 +79,15 @@ def words_of(
         f"seed={seed}",
         *options.overrides,
     ]
+
+
+def _steps_of(task: str, options: argparse.Namespace) -> list[int]:
+    """Returns the local steps of a task, or nothing where they are the task's own."""
+    match options.steps:
+        case [] | [_] as alike:
+            return list(alike)
+        case _:
+            return [options.steps[options.tasks.index(task)]]
 
 
 def row_of(task: str, rule: str, seed: int, result: RunResult) -> Row:
@@ -186,11 +195,19 @@ def main(arguments: list[str] | None = None, tasks: Mapping[str, Sequence[str]] 
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="local steps a round; default: the task's own")
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        default=[],
+        help="local steps a round, one number or one for each of --tasks; default: the task's own",
+    )
     parser.add_argument("--rank", type=int, default=4, help="of the uniform layout")
     parser.add_argument("--out", type=Path, default=Path("outputs/layout_table"))
     parser.add_argument("--overrides", nargs="*", default=[], help="more overrides of the job")
     options = parser.parse_args(arguments)
+    if len(options.steps) > 1 and len(options.steps) != len(options.tasks):
+        parser.error(f"--steps {options.steps}: give one number, or one for each of --tasks")
     console = Console(width=max(120, shutil.get_terminal_size().columns))
     present = []
     for task in options.tasks:

@@ -1,7 +1,7 @@
 """Asks devices for the gains of units before the first round, for layouts by gain over cost."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
@@ -19,6 +19,7 @@ from fl_app.updates import Update
 from strategies.judge import by_device
 from strategies.roster import Roster
 from strategies.score_mean import mean_scores
+from strategies.uplink import Uplink
 
 log = logging.getLogger("deft")
 
@@ -33,11 +34,13 @@ def ask_gains(
     layout: Layout,
     largest: int,
     timeout_s: float,
+    uplink: Uplink,
 ) -> Gains:
     """Sends all devices the emulator and takes the mean of their gains, see ``mean_scores``.
 
-    What is sent is booked in round 0. Who gives no gains that count is left out, and takes part in
-    the rounds all the same.
+    What is sent is booked in round 0, on a radio with what it takes on air. The layout is the
+    uniform one that every device finds in its configuration, and books nothing. Who gives no gains
+    that count is left out, and takes part in the rounds all the same.
 
     Args:
         grid: the way to the devices.
@@ -48,6 +51,7 @@ def ask_gains(
         layout: its ranks.
         largest: gains of a block.
         timeout_s: seconds to wait for answers.
+        uplink: what carries the gains.
 
     Raises:
         RunError: no device gave gains that count.
@@ -76,15 +80,18 @@ def ask_gains(
     asked = {message.metadata.message_id: device for device, message in sent.items()}
     answers = by_device(replies, asked)
     found: list[tuple[Gains, int]] = []
+    sizes: dict[int, int] = {}
     for device, order in orders.items():
         for message in answers.get(device, []):
             size = wire.uplink_bytes(message, wire.SCORES)
             ledger.book(round=0, device=device, link="uplink", what="scores", num_bytes=size)
+            sizes[device] = sizes.get(device, 0) + size
         try:
             found.append(_one(answers.get(device, []), order, largest))
             roster.holders.setdefault(device, set()).add(name)
         except WireError as error:
             log.warning("device %d gives no gains: %s", device, error)
+    _book_airtime(ledger, uplink, {device: size for device, size in sizes.items() if size})
     if not found:
         raise RunError(
             "no device gave gains for peft.layout.rule=cost_aware; see the log, or set "
@@ -92,6 +99,16 @@ def ask_gains(
         )
     nothing = {block: np.zeros(largest) for block in layout}
     return mean_scores([gains for gains, _ in found], [count for _, count in found], nothing)
+
+
+def _book_airtime(ledger: Ledger, uplink: Uplink, sizes: Mapping[int, int]) -> None:
+    """Books what bytes of these devices take on air, where the uplink is a radio."""
+    cost = uplink.carry(0, list(sizes), list(sizes.values())) if sizes else None
+    if cost is None:
+        return
+    ledger.book_airtime(round=0, channel_uses=cost.channel_uses, seconds=cost.seconds)
+    for device, joules in zip(sizes, cost.joules.tolist(), strict=True):
+        ledger.book_joules(round=0, device=device, joules=joules)
 
 
 def _one(messages: Sequence[Message], order: wire.Order, largest: int) -> tuple[Gains, int]:

@@ -44,6 +44,7 @@ def require_layouts(config: Config) -> None:
             "connection.carries=lora_a is built for one LoRA rank; set peft=lora and "
             "federation.classes=[] without budgets, or connection.carries=features"
         )
+    _require_priced(config, peft)
     match peft.layout.rule:
         case "sensitivity":
             _require_scored(config, peft)
@@ -56,6 +57,19 @@ def require_layouts(config: Config) -> None:
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
+
+
+def _require_priced(config: Config, peft: LoraConfig) -> None:
+    """Checks that the seconds of a round are known where a layout keeps a limit on them."""
+    limits = {"peft.layout": peft.layout.round_s}
+    limits |= {f"federation.classes.{one.name}": one.round_s for one in config.federation.classes}
+    block = config.connection.block
+    for key, limit in limits.items():
+        if limit is not None and block is not None:
+            raise ConfigError(
+                f"{key}.round_s={limit} has no price for what crosses connection.block={block} in "
+                "every step; set connection.block=null, or another limit than round_s"
+            )
 
 
 def _require_scored(config: Config, peft: LoraConfig) -> None:

@@ -60,7 +60,7 @@ def step_groups(
         except RunError as error:
             failed[group] = error
         else:
-            figures |= told
+            figures |= groups.named(group, told)
     if not adapters:
         raise next(iter(failed.values()))
     refused = [reply.device for reply in accepted if groups.of[reply.device] in failed]

@@ -4,7 +4,7 @@ An ordinary federation is one group. In a prompt ensemble members must stay diff
 are dealt into as many groups as there are members, and averages are taken inside a group alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class Groups:
     def devices(self, group: int) -> list[int]:
         """Returns the devices of a group, ascending."""
         return sorted(device for device, own in self.of.items() if own == group)
+
+    def named(self, group: int, figures: Mapping[str, float]) -> dict[str, float]:
+        """Returns a group's figures of a round, named by the group where there are several."""
+        lead = f"group.{group}." if len(self) > 1 else ""
+        return {lead + name: value for name, value in figures.items()}
 
     def split(self, joined: Update) -> list[Update]:
         """Returns each group's adapter."""

@@ -66,6 +66,12 @@ class AircompUplink:
         cost = _air_cost(report, state, self._radio.power, self._band, side_bytes)
         return _received(mean, sent, ~report.is_silent, _errors(report), cost)
 
+    def carry(
+        self, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+    ) -> Airtime | None:
+        """See ``Uplink``."""
+        return _side_cost(self._radio, self._band, server_round, devices, num_bytes)
+
 
 class VoteUplink:
     """Devices send signs, the majority decides (see ``fl_app.wireless.obda``).
@@ -111,6 +117,12 @@ class VoteUplink:
         off = exact if row is None else row - exact
         figures["nmse"] = safe_ratio(float(off @ off), float(exact @ exact))
         return _received(row, sent, ~report.is_silent, figures, cost)
+
+    def carry(
+        self, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+    ) -> Airtime | None:
+        """See ``Uplink``."""
+        return _side_cost(self._radio, self._band, server_round, devices, num_bytes)
 
     def _sizes(self, sent: Sent) -> NDArray[np.float64]:
         """Returns [num_params] the size of every entry's step."""
@@ -177,6 +189,12 @@ class DigitalUplink:
         }
         return _received(mean, sent, ~report.is_silent, figures, cost)
 
+    def carry(
+        self, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+    ) -> Airtime | None:
+        """See ``Uplink``."""
+        return _side_cost(self._radio, self._setup, server_round, devices, num_bytes)
+
 
 def _air_cost(
     report: AirReport | VoteReport,
@@ -201,6 +219,24 @@ def _air_cost(
         payload_bytes=np.zeros(len(joules), np.int64),
         control_bytes=control_bytes,
         announced_bytes=report.announced_bytes,
+    )
+
+
+def _side_cost(
+    radio: Radio, band: Band, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+) -> Airtime:
+    """Returns the cost of side information that goes alone, as ``_air_cost`` has that beside."""
+    sizes = np.array(num_bytes, np.int64)
+    state = radio.state(server_round, devices, np.ones(len(devices)))
+    cost = control_cost(state, sizes, radio.power, band)
+    uses = int(cost.uses.sum())
+    return Airtime(
+        channel_uses=uses,
+        control_uses=uses,
+        seconds=cost.seconds,
+        joules=cost.joules,
+        payload_bytes=np.zeros(len(devices), np.int64),
+        control_bytes=sizes,
     )
 
 

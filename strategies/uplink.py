@@ -105,6 +105,21 @@ class Uplink(Protocol):
         """
         ...
 
+    def carry(
+        self, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+    ) -> Airtime | None:
+        """Returns what digital side information alone takes, no update beside it.
+
+        Args:
+            server_round: 0 for what is asked before the first round.
+            devices: who sends, by partition id, ascending; at least one.
+            num_bytes: of every device, > 0.
+
+        Returns:
+            None where bytes are all that counts.
+        """
+        ...
+
 
 class IdealUplink:
     """An error-free digital link: every update arrives as it was sent."""
@@ -115,3 +130,9 @@ class IdealUplink:
         """Hands the rows over."""
         everybody = np.ones(len(sent.updates), dtype=np.bool_)
         return Received(rows=sent.updates, weights=sent.weights, is_heard=everybody)
+
+    def carry(
+        self, server_round: int, devices: Sequence[int], num_bytes: Sequence[int]
+    ) -> Airtime | None:
+        """Returns None."""
+        return None

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_app import updates
 from fl_app.allocation import Allocation, allocate
 from fl_app.bench import prepare
 from fl_app.config import load_config
@@ -91,6 +92,32 @@ def test_what_is_broadcast_is_priced_as_it_is_sent(
     ratio = price.downlink_bytes / small.downlink_bytes
     assert price.downlink_s == pytest.approx(ratio * small.downlink_s, rel=1e-12)
     assert prices.of(far)([0, 0, 0, 1]).downlink_s > small.downlink_s
+
+
+@pytest.mark.parametrize("channel", ["ideal", "digital", "aircomp"])
+def test_factors_in_turn_are_priced_by_the_larger_half(tiny: TinyModels, channel: str) -> None:
+    """B is sent in odd rounds and A in even ones; both are broadcast in every round."""
+    words = ("peft=lora_linear_up", "peft.targets=[all-linear]", f"channel={channel}")
+    made, adapter, prices = _made(tiny, *words, "peft.aggregation=alternate")
+    parameters = adapter.read()
+    halves = [updates.travelling(parameters, "alternate", number) for number in (1, 2)]
+    assert 0 < num_reals(halves[0]) != num_reals(parameters)
+    sent = {
+        "ideal": max(map(_bytes, halves)),
+        "digital": max(map(num_reals, halves)),  # 8 bits a real
+        "aircomp": 4 * max(map(num_reals, halves)),
+    }[channel]
+    device = DeviceConfig()
+    price = prices.of(device)(list(made.server.values()))
+    assert price.uplink_bytes == sent
+    assert price.downlink_bytes == _bytes(parameters)
+    assert price.params == num_reals(parameters)
+    whole = _made(tiny, *words, "peft.aggregation=factors")[2].of(device)
+    both = whole(list(made.server.values()))
+    per_byte = both.uplink_s / both.uplink_bytes
+    assert price.uplink_s == pytest.approx(sent * per_byte, rel=1e-9)
+    parts = price.uplink_s + price.compute_s + price.downlink_s
+    assert price.round_s == pytest.approx(parts, rel=1e-9)
 
 
 def test_profiles_rise_and_fall_towards_the_loss(tiny: TinyModels) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fl_app.data.examples import Examples
 from fl_app.errors import ModelError
@@ -262,11 +263,18 @@ def test_fedprox_pulls_back_from_both_sides(mu: float) -> None:
     slope = np.array([0.3, -0.3, 2.0, -2.0], np.float32)
     w = nn.Parameter(torch.from_numpy(received.copy()))
     gradients: list[NDArray[np.float32]] = []
-    hook: Any = w.register_hook
-    hook(lambda grad: gradients.append(grad.numpy().copy()))
+
+    def note(*_: Any) -> None:
+        assert w.grad is not None
+        gradients.append(w.grad.numpy().copy())
+
     task = _Linear(slope)
     tuning = _settings(epochs=3, batch_size=1, head_lr=0.1, proximal_mu=mu)
-    loss, steps = tune(w, {"w": w}, task, _encoded([1]), tuning, generator(0, "local"))
+    handle: Any = register_optimizer_step_pre_hook(note)
+    try:
+        loss, steps = tune(w, {"w": w}, task, _encoded([1]), tuning, generator(0, "local"))
+    finally:
+        handle.remove()
     assert steps == 3
     moved = task.seen[-1] - received
     assert (np.sign(moved) == -np.sign(slope)).all()
@@ -318,3 +326,30 @@ def test_average_of_one_plain_step_each_is_the_central_step(tiny: TinyModels, fa
     assert np.linalg.norm(average - central) < 1e-5 * length
     unweighted = sum(step(rows) / len(devices) for rows in devices)
     assert np.linalg.norm(unweighted - central) > 0.01 * length
+
+
+def test_who_watches_sees_the_gradient_of_the_loss_without_the_pull(tiny: TinyModels) -> None:
+    """FedProx pulls hard; the second step's gradient is the loss's at the values of that step."""
+    task = tiny.task("bert", _CLASSES)
+    encoded = task.encode(tiny_examples(8))
+    adapter, reference = _adapter(tiny, "bert", _CLASSES), _adapter(tiny, "bert", _CLASSES)
+    start = adapter.read()
+    seen: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def watch() -> None:
+        gradients = {n: p.grad.clone() for n, p in adapter.parameters.items() if p.grad is not None}
+        seen.append((adapter.read(), gradients))
+
+    tuning = _settings(proximal_mu=1e4, max_steps=2)
+    tune(adapter.model, adapter.parameters, task, encoded, tuning, generator(0, "x"), watch=watch)
+    batches = list(local_batches(encoded, batch_size=4, epochs=1, rng=generator(0, "x")))
+    assert len(seen) == 2
+    for (values, gradients), indices in zip(seen, batches, strict=False):
+        reference.write(values)
+        loss = task.loss(reference.model, task.batch(encoded, indices))
+        wanted = torch.autograd.grad(loss, list(reference.parameters.values()))
+        for (name, gradient), exact in zip(gradients.items(), wanted, strict=True):
+            torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-7)
+            pull = 1e4 * np.abs(values[name] - start[name]).max()
+            assert pull == 0 or pull > 10 * float(exact.abs().max())
+    assert any((seen[1][0][name] != start[name]).any() for name in start)

@@ -170,3 +170,40 @@ def test_without_any_gains_there_is_no_run(player: Player, monkeypatch: Any) -> 
     monkeypatch.setattr(EmulatorWorker, "gains", fails)
     with pytest.raises(RunError, match="no device gave gains"):
         player.play(*WORDS, "strategy.num_rounds=1")
+
+
+@pytest.mark.parametrize("channel", ["digital", "aircomp"])
+def test_gains_take_time_on_air(player: Player, channel: str) -> None:
+    """Over AWGN everybody has an equal share of the band at the same rate; round 0 is theirs."""
+    words = (*WORDS, f"channel={channel}", "channel.fading=awgn", "strategy.num_rounds=1")
+    played = player.play(*words)
+    config: Any = played.bench.config.channel
+    book = played.outcome.ledger
+    row: Any = book.as_dict()["per_round"][0]  # type: ignore[index]
+    assert row["round"] == 0
+    num_bytes = 4 * LARGEST * len(OUTER)
+    assert book.total_bytes(round=0, what="scores") == num_bytes * NUM_DEVICES
+    share = 1 / NUM_DEVICES  # all of a device's power in its share
+    bits_per_use = np.log2(1 + 10 ** (config.tx_snr_db / 10) / share)
+    uses = 8 * num_bytes / bits_per_use  # rounded up to whole ones
+    assert NUM_DEVICES * uses <= row["channel_uses"] <= NUM_DEVICES * (uses + 1)
+    seconds = uses / (config.bandwidth_hz * share)
+    one = 1 / (config.bandwidth_hz * share)
+    assert seconds - 1e-12 <= row["radio_seconds"] <= seconds + one
+    assert row["radio_joules"] > 0
+    ideal = player.play(*WORDS, "strategy.num_rounds=1").outcome.ledger
+    assert ideal.as_dict()["per_round"][0]["radio_seconds"] == 0  # type: ignore[index]
+
+
+def test_a_schedule_waits_for_the_blocks_that_gains_choose(player: Player) -> None:
+    """Two tuned blocks for one device a round are too many, and gains leave one of them."""
+    words = (*WORDS, "strategy.schedule=random", "federation.devices_per_round=1")
+    bench, _ = player.bench(player.tiny.overrides(*words))
+    assert bench.allocation.is_waiting
+    assert bench.times is None
+    bench.take({0: np.zeros(LARGEST), 4: np.arange(LARGEST, 0, -1.0)})
+    assert bench.full.layout == {0: 0, 4: 4}
+    assert bench.times is not None
+    assert len(bench.times.layouts) == 1
+    with pytest.raises(ConfigError, match="2 groups of blocks for 1 devices"):
+        bench.take(dict.fromkeys(OUTER, np.arange(LARGEST, 0, -1.0)))

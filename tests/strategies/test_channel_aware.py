@@ -12,6 +12,7 @@ from fl_app.errors import ConfigError
 from fl_app.layout.prefix import cut, is_within, unit_axis
 from fl_app.layout_wire import SCORE_BYTES
 from strategies.build_uplink import build_uplink
+from strategies.fit import require_fit
 from tests.federation_fixtures import NUM_DEVICES, Played, Player
 from tests.strategies.test_scoring import OUTER
 
@@ -148,6 +149,7 @@ def test_every_way_gives_the_same_adapter(player: Player) -> None:
         (("strategy.schedule=joint",), "round_s"),
         (("strategy.server_rule.name=fedyogi",), "fedyogi"),
         (("finetune.max_steps=null",), "max_steps"),
+        (("connection.block=0",), r"peft\.layout\.round_s=.*connection\.block=0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -156,6 +158,22 @@ def test_what_does_not_go_together_is_refused(
     base = [w for w in WORDS if not (w.startswith("channel.") and words[0].startswith("channel="))]
     with pytest.raises(ConfigError, match=named):
         player.play(*base, *words)
+
+
+@pytest.mark.parametrize("where", ["layout", "class"])
+def test_seconds_of_a_round_are_no_limit_with_a_neural_connection(where: str) -> None:
+    """What crosses takes time in every step, and the price of a layout has no part for it."""
+    limits = {
+        "layout": ("peft.layout.round_s=9", r"peft\.layout\.round_s=9"),
+        "class": (
+            "federation.classes=[{name: a, share: 1, round_s: 9}]",
+            r"federation\.classes\.a\.round_s=9",
+        ),
+    }
+    word, named = limits[where]
+    require_fit(load_config(f"'{word}'"))
+    with pytest.raises(ConfigError, match=f"{named}.*connection.block=1"):
+        require_fit(load_config(f"'{word}' connection.block=1"))
 
 
 def test_without_a_deadline_it_is_refused() -> None:

@@ -14,7 +14,7 @@ from fl_app.records import blob_of, from_blob
 from fl_app.updates import Update
 from strategies.build import build_rule
 from strategies.fit import require_enough, require_fit
-from strategies.groups import deal
+from strategies.groups import Groups, deal
 from strategies.roster import Roster
 from tests import fakes
 from tests.federation_fixtures import (
@@ -242,3 +242,12 @@ def test_a_group_must_have_a_device() -> None:
     require_enough(config, Roster({device: device for device in range(3)}))
     with pytest.raises(ConfigError, match=r"prompt\.num_members makes 3 groups .* 2 devices"):
         require_enough(config, Roster({device: device for device in range(2)}))
+
+
+def test_figures_of_several_groups_do_not_overwrite_each_other() -> None:
+    figures = {"discarded": 0.25}
+    rules = [build_rule(load_config("").strategy.server_rule) for _ in range(2)]
+    assert Groups({0: 0}, rules[:1]).named(0, figures) == figures
+    two = Groups({0: 0, 1: 1}, rules)
+    assert two.named(1, figures) == {"group.1.discarded": 0.25}
+    assert not set(two.named(0, figures)) & set(two.named(1, figures))
