@@ -1,7 +1,8 @@
 """The server's ensemble of a federated run: where members start, what they are worth, the pool."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from fl_app import updates
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
-from fl_app.prompts.batched import Tensors, tensors_of
+from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
 from fl_app.prompts.decoded import exact_matches
+from fl_app.prompts.ensemble import exponential_weights
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
 from fl_app.prompts.measure import Measured, measure, weights_on
 from fl_app.prompts.member import Card, Member, member_of
 from fl_app.prompts.pool import Pool
+from fl_app.prompts.screen import Said, screen
 from fl_app.schema import Config, EnsembleConfig, EnsembleVote, EnsembleWeighted
 from fl_app.seeding import generator
 from fl_app.settings import adapter_spec, num_members_of
@@ -26,6 +29,8 @@ from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 
 log = logging.getLogger("deft")
+_MOST_SCREENED = 512
+"""Public rows on which members are screened, at most: two standard errors are 4 points then."""
 _ROWS_AT_ONCE = 64
 """Texts of all members together in one pass."""
 
@@ -41,7 +46,8 @@ class Ensemble:
         backbone: the full model.
         full: the adapter on it.
         task: prepares texts.
-        public: rows nobody tunes on; members are weighed on them and never on test rows.
+        public: rows nobody tunes on; members are screened and weighed on them and never on test
+            rows.
     """
 
     def __init__(
@@ -58,6 +64,8 @@ class Ensemble:
         self._full, self._task, self._public = full, task, public
         self.num_members = num_members_of(config)
         start = full.read()
+        rows = generator(config.seed, "screen").permutation(len(public))[:_MOST_SCREENED]
+        self._screen_rows = [int(i) for i in rows]
         self._fit = fit_of(
             backbone,
             max_length=config.model.max_length,
@@ -68,6 +76,7 @@ class Ensemble:
         """Content hash of every member, and the round after which it was first seen."""
         self._devices: Sequence[Sequence[int]] = [[j] for j in range(self.num_members)]
         self._weighed: dict[tuple[str, ...], tuple[float, ...]] = {}
+        self._screened: dict[tuple[str, ...], dict[int, str]] = {}
         self.latest: Measured | None = None
         """What ``measure`` found last on the full model."""
 
@@ -109,7 +118,8 @@ class Ensemble:
 
         A member that does not fit (its norm has exploded, say), or equals one before it, is left
         out, so that it counts neither wrongly nor twice; ``untuned`` is one that no round has
-        changed, once a round has changed another.
+        changed, once a round has changed another. Where there are public rows the others are
+        screened on them, see ``fl_app.prompts.screen``.
         """
         pool = Pool(
             self._fit, capacity=self.num_members, max_age=max(self._config.strategy.num_rounds, 1)
@@ -126,7 +136,12 @@ class Ensemble:
             except PromptError as error:
                 log.warning("member %d is left out of the ensemble: %s", j, error)
                 left_out[j] = error.reason
-        return pool, left_out
+        asked = [j for j in range(self.num_members) if j not in left_out]
+        members = pool.members
+        for place, reason in self._screen(members).items():
+            pool.forget(members[place].content_hash)
+            left_out[asked[place]] = reason
+        return pool, dict(sorted(left_out.items()))
 
     def measure(self, model: Any, adapter: Update, rows: Encoded) -> Measured:
         """Measures members and ensemble in one pass for each batch.
@@ -141,15 +156,12 @@ class Ensemble:
         """
         pool, _ = self.pool(adapter)
         members = [tensors_of(member) for member in pool.members]
-        how = self._settings.combiner
-        if how == "vote" and not self._task.higher_is_better:
-            how = "mean"  # strings are voted on at the end, see ``entry``
         found = measure(
             model,
             members,
             self._task,
             rows,
-            how=how,
+            how=self._how,
             weights=self._weights(pool.members, members),
             batch_size=self._batch(len(members)),
         )
@@ -181,6 +193,7 @@ class Ensemble:
                 }
                 for j, entry, value, loss in figures
             ],
+            "screened_on": len(self._screen_rows),
             "left_out": {str(j): reason for j, reason in left_out.items()},
             "decoded": self._decoded([tensors_of(m) for m in pool.members], rows),
         }
@@ -205,6 +218,44 @@ class Ensemble:
             )
             members.append(member_of(part, card))
         return members
+
+    @property
+    def _how(self) -> str:
+        """The combiner of the measure; of texts, strings are voted on at the end, see ``entry``."""
+        how = self._settings.combiner
+        return "mean" if how == "vote" and not self._task.higher_is_better else how
+
+    def _screen(self, members: Sequence[Member]) -> dict[int, str]:
+        """Returns places and reasons of members that do harm, or know nothing, on public rows."""
+        if not self._screen_rows or len(members) < 2:
+            return {}
+        key = tuple(member.content_hash for member in members)
+        if key not in self._screened:
+            found = screen(
+                partial(self._say, [tensors_of(member) for member in members]),
+                how=self._how,
+                by_class=self._task.higher_is_better,
+                weights_of=self._weights_of,
+            )
+            log.info("of %d members screened %d have no say: %s", len(members), len(found), found)
+            self._screened = {key: found}
+        return self._screened[key]
+
+    def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:
+        """Yields what members say of the public rows they are screened on, on the full model."""
+        rows = sorted(self._screen_rows, key=lambda i: self._public.lengths[i])
+        size = self._batch(len(members))
+        with torch.inference_mode():
+            for start in range(0, len(rows), size):
+                batch = self._task.batch(self._public, rows[start : start + size])
+                yield log_probabilities(self._full.bare_model, members, batch)
+
+    def _weights_of(self, losses: torch.Tensor) -> torch.Tensor | None:
+        match self._settings:
+            case EnsembleWeighted(eta=eta):
+                return exponential_weights(losses, eta)
+            case _:
+                return None
 
     def _weights(
         self, members: Sequence[Member], tensors: Sequence[Tensors]
