@@ -1,8 +1,7 @@
 """The server's ensemble of a federated run: where members start, what they are worth, the pool."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from fl_app import updates
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import Backbone
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
-from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
+from fl_app.prompts.batched import Tensors, tensors_of
 from fl_app.prompts.decoded import exact_matches
-from fl_app.prompts.ensemble import exponential_weights
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
-from fl_app.prompts.measure import Measured, measure, weights_on
+from fl_app.prompts.measure import Measured, measure
 from fl_app.prompts.member import Card, Member, member_of
 from fl_app.prompts.pool import Pool
-from fl_app.prompts.screen import Said, screen
+from fl_app.prompts.public_rows import PublicRows, texts_at_once
 from fl_app.schema import Config, EnsembleConfig, EnsembleVote, EnsembleWeighted
 from fl_app.seeding import generator
 from fl_app.settings import adapter_spec, num_members_of
@@ -29,10 +27,6 @@ from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 
 log = logging.getLogger("deft")
-_MOST_SCREENED = 512
-"""Public rows on which members are screened, at most: two standard errors are 4 points then."""
-_ROWS_AT_ONCE = 64
-"""Texts of all members together in one pass."""
 
 
 class Ensemble:
@@ -61,11 +55,12 @@ class Ensemble:
         public: Encoded,
     ) -> None:
         self._config, self._settings, self._backbone = config, settings, backbone
-        self._full, self._task, self._public = full, task, public
+        self._full, self._task = full, task
+        self._public = PublicRows(
+            full.bare_model, task, public, how=self._how, eta=_eta(settings), seed=config.seed
+        )
         self.num_members = num_members_of(config)
         start = full.read()
-        rows = generator(config.seed, "screen").permutation(len(public))[:_MOST_SCREENED]
-        self._screen_rows = [int(i) for i in rows]
         self._fit = fit_of(
             backbone,
             max_length=config.model.max_length,
@@ -75,8 +70,6 @@ class Ensemble:
         self._rounds: dict[int, tuple[str, int]] = {}
         """Content hash of every member, and the round after which it was first seen."""
         self._devices: Sequence[Sequence[int]] = [[j] for j in range(self.num_members)]
-        self._weighed: dict[tuple[str, ...], tuple[float, ...]] = {}
-        self._screened: dict[tuple[str, ...], dict[int, str]] = {}
         self.latest: Measured | None = None
         """What ``measure`` found last on the full model."""
 
@@ -138,7 +131,7 @@ class Ensemble:
                 left_out[j] = error.reason
         asked = [j for j in range(self.num_members) if j not in left_out]
         members = pool.members
-        for place, reason in self._screen(members).items():
+        for place, reason in self._public.screen(members).items():
             pool.forget(members[place].content_hash)
             left_out[asked[place]] = reason
         return pool, dict(sorted(left_out.items()))
@@ -162,8 +155,8 @@ class Ensemble:
             self._task,
             rows,
             how=self._how,
-            weights=self._weights(pool.members, members),
-            batch_size=self._batch(len(members)),
+            weights=self._public.weights(pool.members),
+            batch_size=texts_at_once(len(members)),
         )
         if model is self._full.bare_model:
             self.latest = found
@@ -193,7 +186,7 @@ class Ensemble:
                 }
                 for j, entry, value, loss in figures
             ],
-            "screened_on": len(self._screen_rows),
+            "screened_on": self._public.num_screened,
             "left_out": {str(j): reason for j, reason in left_out.items()},
             "decoded": self._decoded([tensors_of(m) for m in pool.members], rows),
         }
@@ -225,60 +218,6 @@ class Ensemble:
         how = self._settings.combiner
         return "mean" if how == "vote" and not self._task.higher_is_better else how
 
-    def _screen(self, members: Sequence[Member]) -> dict[int, str]:
-        """Returns places and reasons of members that do harm, or know nothing, on public rows."""
-        if not self._screen_rows or len(members) < 2:
-            return {}
-        key = tuple(member.content_hash for member in members)
-        if key not in self._screened:
-            found = screen(
-                partial(self._say, [tensors_of(member) for member in members]),
-                how=self._how,
-                by_class=self._task.higher_is_better,
-                weights_of=self._weights_of,
-            )
-            log.info("of %d members screened %d have no say: %s", len(members), len(found), found)
-            self._screened = {key: found}
-        return self._screened[key]
-
-    def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:
-        """Yields what members say of the public rows they are screened on, on the full model."""
-        rows = sorted(self._screen_rows, key=lambda i: self._public.lengths[i])
-        size = self._batch(len(members))
-        with torch.inference_mode():
-            for start in range(0, len(rows), size):
-                batch = self._task.batch(self._public, rows[start : start + size])
-                yield log_probabilities(self._full.bare_model, members, batch)
-
-    def _weights_of(self, losses: torch.Tensor) -> torch.Tensor | None:
-        match self._settings:
-            case EnsembleWeighted(eta=eta):
-                return exponential_weights(losses, eta)
-            case _:
-                return None
-
-    def _weights(
-        self, members: Sequence[Member], tensors: Sequence[Tensors]
-    ) -> tuple[float, ...] | None:
-        """Returns exponential weights by the loss on public rows, on the full model; or None."""
-        match self._settings:
-            case EnsembleWeighted(eta=eta):
-                key = tuple(member.content_hash for member in members)
-                if key not in self._weighed:
-                    self._weighed = {
-                        key: weights_on(
-                            self._full.bare_model,
-                            tensors,
-                            self._task,
-                            self._public,
-                            eta=eta,
-                            batch_size=self._batch(len(tensors)),
-                        )
-                    }
-                return self._weighed[key]
-            case _:
-                return None
-
     def _decoded(self, members: Sequence[Tensors], rows: Encoded) -> Mapping[str, Any] | None:
         """Lets a language model's members vote on strings; None for all other runs."""
         match self._settings:
@@ -295,13 +234,18 @@ class Ensemble:
                         rows,
                         chosen,
                         max_new_tokens=longest,
-                        batch_size=self._batch(len(members)),
+                        batch_size=texts_at_once(len(members)),
                     )
             case _:
                 return None
 
-    def _batch(self, num_members: int) -> int:
-        return max(1, _ROWS_AT_ONCE // max(num_members, 1))
+
+def _eta(settings: EnsembleConfig) -> float | None:
+    match settings:
+        case EnsembleWeighted(eta=eta):
+            return eta
+        case _:
+            return None
 
 
 def ensemble_of(
