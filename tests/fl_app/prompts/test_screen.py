@@ -1,4 +1,4 @@
-"""Who may speak: drawn members of known skill, hostile ones among them, and rows nobody has seen."""
+"""Who may speak: drawn members of known skill, hostile ones among them, and fresh rows."""
 
 import math
 from collections.abc import Iterator
