@@ -10,7 +10,9 @@ import torch
 
 from fl_app import updates
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone
+from fl_app.fomo.backbone import Backbone, head_modules
+from fl_app.fomo.frozen import frozen_of, save_frozen
+from fl_app.fomo.pooler import pooler_of
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
 from fl_app.prompts.batched import Tensors, tensors_of
 from fl_app.prompts.decoded import exact_matches
@@ -18,7 +20,7 @@ from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
 from fl_app.prompts.measure import Measured, measure
 from fl_app.prompts.member import Card, Member, member_of
-from fl_app.prompts.pool import Pool
+from fl_app.prompts.pool import MODEL_FILE, Pool
 from fl_app.prompts.public_rows import PublicRows, texts_at_once
 from fl_app.schema import Config, EnsembleConfig, EnsembleVote, EnsembleWeighted
 from fl_app.seeding import generator
@@ -192,8 +194,21 @@ class Ensemble:
         }
 
     def save(self, folder: Path, adapter: Update) -> None:
-        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``."""
+        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``.
+
+        With the pool goes what the model has and its checkpoint lacks, see ``fl_app.fomo.frozen``.
+        """
         self.pool(adapter)[0].save(folder / "pool")
+        model, pooler = self._backbone.model, None
+        if self._config.model.pooler != "checkpoint":
+            pooler = pooler_of(model)
+        frozen = frozen_of(
+            model,
+            heads=head_modules(model, self._backbone.task),
+            carried=() if pooler is None else (pooler,),
+            labels=self._backbone.labels,
+        )
+        save_frozen(frozen, folder / "pool" / MODEL_FILE)
         for j, part in enumerate(updates.split(adapter, self.num_members)):
             self._full.write(part)
             self._full.save(folder / "adapter" / str(j))
