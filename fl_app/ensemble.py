@@ -10,15 +10,18 @@ import torch
 
 from fl_app import updates
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone
+from fl_app.fomo.backbone import Backbone, head_modules
+from fl_app.fomo.frozen import frozen_of, save_frozen
+from fl_app.fomo.pooler import pooler_of
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
 from fl_app.prompts.batched import Tensors, tensors_of
 from fl_app.prompts.decoded import exact_matches
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
-from fl_app.prompts.measure import Measured, measure, weights_on
+from fl_app.prompts.measure import Measured, measure
 from fl_app.prompts.member import Card, Member, member_of
-from fl_app.prompts.pool import Pool
+from fl_app.prompts.pool import MODEL_FILE, Pool
+from fl_app.prompts.public_rows import PublicRows, texts_at_once
 from fl_app.schema import Config, EnsembleConfig, EnsembleVote, EnsembleWeighted
 from fl_app.seeding import generator
 from fl_app.settings import adapter_spec, num_members_of
@@ -26,8 +29,6 @@ from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 
 log = logging.getLogger("deft")
-_ROWS_AT_ONCE = 64
-"""Texts of all members together in one pass."""
 
 
 class Ensemble:
@@ -41,7 +42,8 @@ class Ensemble:
         backbone: the full model.
         full: the adapter on it.
         task: prepares texts.
-        public: rows nobody tunes on; members are weighed on them and never on test rows.
+        public: rows nobody tunes on; members are screened and weighed on them and never on test
+            rows.
     """
 
     def __init__(
@@ -55,7 +57,10 @@ class Ensemble:
         public: Encoded,
     ) -> None:
         self._config, self._settings, self._backbone = config, settings, backbone
-        self._full, self._task, self._public = full, task, public
+        self._full, self._task = full, task
+        self._public = PublicRows(
+            full.bare_model, task, public, how=self._how, eta=_eta(settings), seed=config.seed
+        )
         self.num_members = num_members_of(config)
         start = full.read()
         self._fit = fit_of(
@@ -67,7 +72,6 @@ class Ensemble:
         self._rounds: dict[int, tuple[str, int]] = {}
         """Content hash of every member, and the round after which it was first seen."""
         self._devices: Sequence[Sequence[int]] = [[j] for j in range(self.num_members)]
-        self._weighed: dict[tuple[str, ...], tuple[float, ...]] = {}
         self.latest: Measured | None = None
         """What ``measure`` found last on the full model."""
 
@@ -109,7 +113,8 @@ class Ensemble:
 
         A member that does not fit (its norm has exploded, say), or equals one before it, is left
         out, so that it counts neither wrongly nor twice; ``untuned`` is one that no round has
-        changed, once a round has changed another.
+        changed, once a round has changed another. Where there are public rows the others are
+        screened on them, see ``fl_app.prompts.screen``.
         """
         pool = Pool(
             self._fit, capacity=self.num_members, max_age=max(self._config.strategy.num_rounds, 1)
@@ -126,7 +131,12 @@ class Ensemble:
             except PromptError as error:
                 log.warning("member %d is left out of the ensemble: %s", j, error)
                 left_out[j] = error.reason
-        return pool, left_out
+        asked = [j for j in range(self.num_members) if j not in left_out]
+        members = pool.members
+        for place, reason in self._public.screen(members).items():
+            pool.forget(members[place].content_hash)
+            left_out[asked[place]] = reason
+        return pool, dict(sorted(left_out.items()))
 
     def measure(self, model: Any, adapter: Update, rows: Encoded) -> Measured:
         """Measures members and ensemble in one pass for each batch.
@@ -141,17 +151,14 @@ class Ensemble:
         """
         pool, _ = self.pool(adapter)
         members = [tensors_of(member) for member in pool.members]
-        how = self._settings.combiner
-        if how == "vote" and not self._task.higher_is_better:
-            how = "mean"  # strings are voted on at the end, see ``entry``
         found = measure(
             model,
             members,
             self._task,
             rows,
-            how=how,
-            weights=self._weights(pool.members, members),
-            batch_size=self._batch(len(members)),
+            how=self._how,
+            weights=self._public.weights(pool.members),
+            batch_size=texts_at_once(len(members)),
         )
         if model is self._full.bare_model:
             self.latest = found
@@ -181,13 +188,27 @@ class Ensemble:
                 }
                 for j, entry, value, loss in figures
             ],
+            "screened_on": self._public.num_screened,
             "left_out": {str(j): reason for j, reason in left_out.items()},
             "decoded": self._decoded([tensors_of(m) for m in pool.members], rows),
         }
 
     def save(self, folder: Path, adapter: Update) -> None:
-        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``."""
+        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``.
+
+        With the pool goes what the model has and its checkpoint lacks, see ``fl_app.fomo.frozen``.
+        """
         self.pool(adapter)[0].save(folder / "pool")
+        model, pooler = self._backbone.model, None
+        if self._config.model.pooler != "checkpoint":
+            pooler = pooler_of(model)
+        frozen = frozen_of(
+            model,
+            heads=head_modules(model, self._backbone.task),
+            carried=() if pooler is None else (pooler,),
+            labels=self._backbone.labels,
+        )
+        save_frozen(frozen, folder / "pool" / MODEL_FILE)
         for j, part in enumerate(updates.split(adapter, self.num_members)):
             self._full.write(part)
             self._full.save(folder / "adapter" / str(j))
@@ -206,27 +227,11 @@ class Ensemble:
             members.append(member_of(part, card))
         return members
 
-    def _weights(
-        self, members: Sequence[Member], tensors: Sequence[Tensors]
-    ) -> tuple[float, ...] | None:
-        """Returns exponential weights by the loss on public rows, on the full model; or None."""
-        match self._settings:
-            case EnsembleWeighted(eta=eta):
-                key = tuple(member.content_hash for member in members)
-                if key not in self._weighed:
-                    self._weighed = {
-                        key: weights_on(
-                            self._full.bare_model,
-                            tensors,
-                            self._task,
-                            self._public,
-                            eta=eta,
-                            batch_size=self._batch(len(tensors)),
-                        )
-                    }
-                return self._weighed[key]
-            case _:
-                return None
+    @property
+    def _how(self) -> str:
+        """The combiner of the measure; of texts, strings are voted on at the end, see ``entry``."""
+        how = self._settings.combiner
+        return "mean" if how == "vote" and not self._task.higher_is_better else how
 
     def _decoded(self, members: Sequence[Tensors], rows: Encoded) -> Mapping[str, Any] | None:
         """Lets a language model's members vote on strings; None for all other runs."""
@@ -244,13 +249,18 @@ class Ensemble:
                         rows,
                         chosen,
                         max_new_tokens=longest,
-                        batch_size=self._batch(len(members)),
+                        batch_size=texts_at_once(len(members)),
                     )
             case _:
                 return None
 
-    def _batch(self, num_members: int) -> int:
-        return max(1, _ROWS_AT_ONCE // max(num_members, 1))
+
+def _eta(settings: EnsembleConfig) -> float | None:
+    match settings:
+        case EnsembleWeighted(eta=eta):
+            return eta
+        case _:
+            return None
 
 
 def ensemble_of(

@@ -29,10 +29,11 @@ from fl_app.data.examples import Examples
 from fl_app.data.readers import read_table
 from fl_app.errors import DeftError, WireError
 from fl_app.fomo.backbone import load_backbone
+from fl_app.fomo.frozen import Frozen, load_frozen
 from fl_app.fomo.minilm import minilm_path
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
-from fl_app.prompts.pool import Pool
+from fl_app.prompts.pool import MODEL_FILE, Pool
 from fl_app.prompts.service import EnsembleService, columns
 from fl_app.tasks import build_task
 
@@ -158,6 +159,23 @@ def _is_text(value: Any) -> bool:
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
 
 
+def _frozen(options: argparse.Namespace) -> Frozen:
+    """Returns what the pool's model has and its checkpoint lacks; nothing if no run left it."""
+    kept = None if options.pool is None else options.pool / MODEL_FILE
+    if kept is None or not kept.exists():
+        if options.labels is None:
+            raise PromptError("missing", "--labels: the pool does not tell them; name the classes")
+        return Frozen({}, (), ())
+    frozen = load_frozen(kept)
+    if options.labels not in (None, ",".join(frozen.labels)):
+        raise PromptError(
+            "wrong-labels",
+            f"--labels={options.labels}, and the members of {options.pool} were tuned on "
+            f"{','.join(frozen.labels)}; leave the option out",
+        )
+    return frozen
+
+
 def make_service(options: argparse.Namespace) -> EnsembleService:
     """Loads model, pool and probe rows as the command line says.
 
@@ -166,8 +184,10 @@ def make_service(options: argparse.Namespace) -> EnsembleService:
     """
     torch.set_num_threads(options.threads)
     source = str(minilm_path()) if options.model is None else str(options.model)
-    labels = tuple(options.labels.split(","))
+    frozen = _frozen(options)
+    labels = frozen.labels if options.labels is None else tuple(options.labels.split(","))
     backbone = load_backbone(source, task="sequence_classification", labels=labels, seed=0)
+    frozen.put_into(backbone.model)
     task = build_task(
         backbone.task,
         files=backbone.files,
@@ -194,11 +214,11 @@ def make_service(options: argparse.Namespace) -> EnsembleService:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; prints the address as soon as it listens."""
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a model folder; MiniLM if left out")
-    parser.add_argument("--labels", required=True, help="class names, separated by commas")
+    parser.add_argument("--labels", help="class names, separated by commas; a run's pool has them")
     parser.add_argument("--probe", type=Path, help="table with text and label; gates new prompts")
     parser.add_argument("--pool", type=Path, help="folder that keeps prompts and weights")
     parser.add_argument("--combiner", default="weighted", help="weighted, mean, vote, ...")
@@ -209,6 +229,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of the model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8765, help="0 for any free one")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; prints the address as soon as it listens."""
+    parser = build_parser()
     options = parser.parse_args(argv)
     try:
         service = make_service(options)

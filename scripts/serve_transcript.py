@@ -47,11 +47,12 @@ sends these requests with curl, and writes this page. `$URL` is the address that
 when it starts. Each answer ends with its HTTP status, for curl is also given
 `-w ' %{http_code}'`, which is left out below.
 
-A prompt fits the model it was tuned on, to the last weight. `--model` takes a checkpoint as it is;
-the `pool/` of a run with `model.pooler=standardised` (the default of `model=minilm`), or with a
-device part rounded by `strategy.wire_dtype`, was tuned on a changed one, and every member of it is
-refused as `wrong-model`. To serve the pool of a run, tune it with `model.pooler=checkpoint`
-and `strategy.wire_dtype=float32`. What the
+A prompt fits the model it was tuned on, to the last weight. A run may have changed its checkpoint:
+`model.pooler=standardised` (the default of `model=minilm`) replaces the pooler, and
+`strategy.wire_dtype` rounds the device part. Its `pool/` holds the difference (`model.frozen`, with
+the labels); the service puts it into the checkpoint that `--model` names. So a run is served by
+`python -m scripts.serve_ensemble --pool outputs/latest/pool`. Without that file, or with
+another checkpoint, all members are refused as `wrong-model`. What the
 service refuses at its start stays in the folder as it is.
 """
 _SECTIONS: Sequence[tuple[str, Sequence[str]]] = (

@@ -1,5 +1,7 @@
 """Which choices go together with prompts that differ between devices, checked before the work."""
 
+import logging
+
 from fl_app.errors import ConfigError
 from fl_app.schema import (
     Config,
@@ -13,6 +15,10 @@ from fl_app.schema import (
     TransferPrompt,
 )
 from fl_app.settings import num_members_of
+
+log = logging.getLogger("deft")
+_UNGUARDED = ("mean", "logit_mean")
+"""Combiners that less than half of the members can move as they like."""
 
 
 def require_prompts(config: Config) -> None:
@@ -55,6 +61,13 @@ def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
         raise ConfigError(
             "connection.block: members answer in one pass, a neural connection carries one prompt; "
             "set connection.block=null, or prompt=none"
+        )
+    if config.data.public_fraction == 0 and ensemble.combiner in _UNGUARDED:
+        log.warning(
+            "data.public_fraction=0: nobody screens the members of prompt=ensemble_%s, and one "
+            "hostile group may decide its answers; set data.public_fraction above 0, or choose "
+            "prompt=ensemble_vote or ensemble_median",
+            ensemble.combiner,
         )
     match ensemble:
         case EnsembleWeighted() if config.data.public_fraction == 0:

@@ -26,8 +26,7 @@ class Probed:
 
     Attributes:
         loss: of the newcomer.
-        shares_loss: of always answering the labels' shares, see ``guessing_loss``; those of a row
-            come from the other rows.
+        shares_loss: of always answering the labels' shares, see ``blind_loss``.
         before: loss of the ensemble without the newcomer; infinite if there is none.
         after: loss of the ensemble with it, all members alike.
         accuracy_before: of the ensemble without it, 0 if there is none.
@@ -57,6 +56,18 @@ def guessing_loss(counts: Sequence[int] | NDArray[np.int64], labels: Sequence[in
     return float(min(losses.mean(), np.log(len(smoothed))))
 
 
+def blind_loss(labels: torch.Tensor, num_classes: int) -> float:
+    """Returns ``guessing_loss`` where there are no other rows: shares of a row from all the others.
+
+    Args:
+        labels: [N], N >= 1.
+        num_classes: C, or the words of a vocabulary.
+    """
+    counts = torch.bincount(labels).double()
+    shares = counts[labels] / (len(labels) - 1 + num_classes)  # (n_c - 1 + 1) / (N - 1 + C)
+    return min(float(-shares.log().mean()), math.log(num_classes))
+
+
 def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -> Probed:
     """Measures a newcomer.
 
@@ -65,10 +76,7 @@ def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -
         newcomer: [N, classes]. A NaN is no answer: the loss is infinite.
         labels: [N], N >= 1.
     """
-    # shares as of ``guessing_loss``, for each row from all rows but itself: (n_c - 1 + 1)
-    counts, num_classes = torch.bincount(labels).double(), newcomer.shape[-1]
-    shares = counts[labels] / (len(labels) - 1 + num_classes)
-    guessed = min(float(-shares.log().mean()), math.log(num_classes))
+    guessed = blind_loss(labels, newcomer.shape[-1])
     loss = float(member_losses(newcomer.unsqueeze(0), labels)[0])
     before, accuracy_before = float("inf"), 0.0
     if len(members):

@@ -17,6 +17,8 @@ from fl_app.prompts.fit import Fit
 from fl_app.prompts.member import Member
 from fl_app.prompts.packing import pack, unpack
 
+MODEL_FILE = "model.frozen"
+"""Beside the members: what their model has and its checkpoint lacks, see ``fl_app.fomo.frozen``."""
 _INDEX = "pool.json"
 _SUFFIX = ".safetensors"
 _MAX_FILE_BYTES = 2**30

@@ -25,6 +25,8 @@ def ensemble_table(result: RunResult) -> tuple[list[str], list[list[str]]] | Non
         rows.append([words, "", format_score(metric, value), gain])
     for index, reason in ensemble["left_out"].items():
         rows.append([f"member {index} has no say: {reason}", "", "", ""])
+    if not ensemble["screened_on"]:
+        rows.append(["members were not screened: data.public_fraction=0", "", "", ""])
     if (decoded := ensemble.get("decoded")) and decoded["rows"]:
         words = f"completions right to the letter, of {decoded['rows']}: vote (mean member)"
         shares = f"{100 * decoded['ensemble']:.1f} % ({100 * decoded['member_mean']:.1f} %)"

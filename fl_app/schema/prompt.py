@@ -54,14 +54,14 @@ class EnsembleVote(EnsembleConfig):
 
 @dataclass
 class EnsembleMean(EnsembleConfig):
-    """The mean of the members' probabilities; nothing guards it against a hostile group."""
+    """The mean of the members' probabilities; without public rows a hostile group moves it."""
 
     combiner: ClassVar[str] = "mean"
 
 
 @dataclass
 class EnsembleLogitMean(EnsembleConfig):
-    """The geometric mean of the members' probabilities; one loud hostile group decides it."""
+    """Their geometric mean; without public rows one loud hostile group decides it."""
 
     combiner: ClassVar[str] = "logit_mean"
 
