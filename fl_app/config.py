@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "peft": {
         "lora": schema.LoraConfig,
         **{f"lora_{rule}": schema.LoraConfig for rule in LAYOUT_FILES},
+        "bottleneck": schema.BottleneckConfig,
         "head": schema.HeadConfig,
         "prompt": schema.PromptTuningConfig,
     },

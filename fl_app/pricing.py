@@ -1,4 +1,4 @@
-"""What a LoRA layout costs a device of this run: the resource model on what devices hold."""
+"""What a layout costs a device of this run: the resource model on what devices hold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,14 +11,22 @@ from fl_app.fomo.emulator import Split
 from fl_app.layout.budgets import PriceOf
 from fl_app.layout.prefix import block_number, unit_axis
 from fl_app.layout.rounding import Sizes
-from fl_app.resources.architecture import emulator
+from fl_app.resources.architecture import Architecture, emulator
 from fl_app.resources.devices import DeviceClass, device_class
 from fl_app.resources.families import architecture_of
 from fl_app.resources.links import Link
 from fl_app.resources.price import Price, Pricer
 from fl_app.resources.step import StepModel
-from fl_app.resources.tuning import lora
-from fl_app.schema import Config, DeviceConfig, DigitalChannel, IdealChannel, LoraConfig
+from fl_app.resources.tuning import Tuning, bottleneck, lora
+from fl_app.schema import (
+    BottleneckConfig,
+    Config,
+    DeviceConfig,
+    DigitalChannel,
+    IdealChannel,
+    LoraConfig,
+    SizedConfig,
+)
 from fl_app.updates import blob_bytes
 from fl_app.wireless.cell import path_loss_db
 from fl_app.wireless.units import dbm_to_watt
@@ -28,13 +36,13 @@ SERVER_DBM = 43.0
 
 
 class LayoutPrices:
-    """Prices layouts of the blocks outside the middle; a size is one block's rank.
+    """Prices layouts of the blocks outside the middle; a size is one block's rank or width.
 
     An encoder-decoder's two stacks are tuned alike and count as one.
 
     Args:
         config: the run's configuration.
-        peft: its LoRA.
+        peft: what is tuned.
         model_config: the full model's ``transformers`` configuration.
         num_labels: classes of a classifier, 0 for a language model.
         split: which blocks devices hold, and which are tuned.
@@ -44,7 +52,7 @@ class LayoutPrices:
     def __init__(
         self,
         config: Config,
-        peft: LoraConfig,
+        peft: SizedConfig,
         model_config: Any,
         *,
         num_labels: int,
@@ -60,11 +68,9 @@ class LayoutPrices:
             for index in range(kept)
             if not split.left <= index < behind
         ]
-        targets = peft.targets or list(held.default_targets)
-        names = held.map_names if targets == ["all-linear"] else targets
         self._step = StepModel(
             held,
-            lora(*names, train_a=peft.aggregation != "freeze-a"),
+            _tuning_of(peft, held),
             batch=config.finetune.batch_size,
             sequence=config.model.max_length,
         )
@@ -151,6 +157,19 @@ def device_of(device: DeviceConfig) -> DeviceClass:
         flops_per_s=device.flops_per_s or row.flops_per_s,
         tx_power_w=row.tx_power_w if power is None else dbm_to_watt(power),
     )
+
+
+def _tuning_of(peft: SizedConfig, held: Architecture) -> Tuning:
+    """Returns what a block's size means to the resource model."""
+    match peft:
+        case LoraConfig():
+            targets = peft.targets or list(held.default_targets)
+            names = held.map_names if targets == ["all-linear"] else targets
+            return lora(*names, train_a=peft.aggregation != "freeze-a")
+        case BottleneckConfig():
+            return bottleneck(peft.activation)
+        case _:
+            raise ConfigError(f"peft of type {type(peft).__name__} has no price")
 
 
 def require_steps(config: Config, round_s: float | None) -> None:

@@ -31,7 +31,7 @@ from fl_app.resources.families import architecture_of, read_config
 from fl_app.resources.links import Link
 from fl_app.resources.price import Pricer
 from fl_app.resources.step import StepModel
-from fl_app.resources.tuning import BOTTLENECK, PREFIX, Tuning, lora
+from fl_app.resources.tuning import PREFIX, Tuning, bottleneck, lora
 from fl_app.wireless.cell import path_loss_db
 from fl_app.wireless.units import dbm_to_watt
 from scripts import plan_picture
@@ -123,7 +123,7 @@ def tuning_of(chosen: argparse.Namespace, shapes: Architecture) -> Tuning:
     """Returns what a size means."""
     match chosen.kind:
         case "bottleneck":
-            return BOTTLENECK
+            return bottleneck()
         case "prefix":
             return PREFIX
         case _:

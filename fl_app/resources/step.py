@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fl_app.resources.architecture import Architecture
 from fl_app.resources.errors import ResourceError
+from fl_app.resources.parts import behind_block
 from fl_app.resources.tally import Input, Tally
 from fl_app.resources.tuning import Tuning
 
@@ -114,6 +115,8 @@ class StepModel:
             at, tally, flow = self._encoder if is_encoder else self._last, Tally(), grad
             for part in self.architecture.blocks[index]:
                 flow = part.walk(tally, at, self.tuning, size, grad=flow, memory_grad=memory_grad)
+            width = self.architecture.width
+            flow = behind_block(tally, at, self.tuning, width, size, grad=flow)
             self._accounts[key] = tally, flow
         return self._accounts[key]
 

@@ -42,6 +42,7 @@ from fl_app.schema.gradient import (
     StreamConfig,
 )
 from fl_app.schema.model import (
+    BottleneckConfig,
     HeadConfig,
     HubModel,
     LocalModel,
@@ -50,6 +51,7 @@ from fl_app.schema.model import (
     ModelConfig,
     PeftConfig,
     PromptTuningConfig,
+    SizedConfig,
 )
 from fl_app.schema.prompt import (
     EnsembleConfig,
@@ -75,6 +77,7 @@ from fl_app.schema.transfer import ContactConfig, TransferPrompt
 __all__ = [
     "LAYOUT_RULES",
     "AircompChannel",
+    "BottleneckConfig",
     "BudgetConfig",
     "CellConfig",
     "ChannelConfig",
@@ -123,6 +126,7 @@ __all__ = [
     "ScoresConfig",
     "ServerRuleConfig",
     "SimulationFederation",
+    "SizedConfig",
     "StrategyConfig",
     "StreamConfig",
     "TransferPrompt",

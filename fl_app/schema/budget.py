@@ -98,8 +98,9 @@ class DeviceClassConfig(DeviceConfig, BudgetConfig):
 
 @dataclass
 class LayoutConfig(BudgetConfig):
-    """LoRA's rank in every block outside the middle.
+    """The size of every block outside the middle: LoRA's rank, or a bottleneck adapter's width.
 
+    Below, a rank is a size of either kind, and peft.rank is peft.width for bottleneck adapters.
     Without a limit the parameters are those of the uniform layout of peft.rank, so that rules
     compare at equal parameters. With federation.classes the server's layout keeps ``params`` alone;
     the other limits are every class's.
