@@ -71,6 +71,7 @@ class Attention:
             tally.frozen_map(each, tokens, in_grad=in_grad)
             if has_lora:
                 tally.lora(each, tokens, size, in_grad=in_grad, train_a=tuning.train_a)
+        tally.keeps_shared |= any(sources) or any(tuned[:2])  # values are not turned
         if tuning.train_a:
             if self.is_cross:
                 tally.keeps_memory |= any(tuned[1:])

@@ -196,7 +196,7 @@ class StepModel:
         if memory_grad and shape.norm is not None:
             total.norm(shape.norm, self._encoder.batch * self._encoder.tokens, in_grad=True)
         total.saved_reals += total.keeps_memory * at.batch * at.memory_tokens * shape.width
-        total.saved_reals += grad * at.tokens * shape.shared_per_token
+        total.saved_reals += total.keeps_shared * at.tokens * shape.shared_per_token
         kept = total.saved_reals * self._activation_bytes
         return StepCost(
             forward_flops=total.forward_flops,
@@ -215,3 +215,4 @@ def _add(total: Tally, more: Tally) -> None:
     total.saved_reals += more.saved_reals
     total.tuned_params += more.tuned_params
     total.keeps_memory |= more.keeps_memory
+    total.keeps_shared |= more.keeps_shared

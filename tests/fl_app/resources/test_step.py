@@ -15,7 +15,7 @@ from fl_app.resources.errors import ResourceError
 from fl_app.resources.families import FAMILIES, architecture_of
 from fl_app.resources.step import StepCost, StepModel
 from fl_app.resources.tally import Tally
-from fl_app.resources.tuning import BOTTLENECK, PREFIX, lora
+from fl_app.resources.tuning import PREFIX, lora
 from tests.fl_app.resources.tuned_models import (
     BATCH,
     CLASSIFIERS,
@@ -153,29 +153,6 @@ def test_estimated_peak_is_near_the_measured_one() -> None:
         cost = StepModel(shapes, lora("q_proj"), batch=batch, sequence=tokens).cost(sizes)
         estimate = cost.memory_bytes - cost.tuned_bytes + 8 * cost.tuned_params
         assert 0.9 < estimate / live.peak < 1.15, (block, estimate, live.peak)
-
-
-class _Bottleneck(nn.Module):
-    """Houlsby's adapter behind a map."""
-
-    def __init__(self, inner: nn.Module, width: int, size: int) -> None:
-        super().__init__()
-        self.inner, self.down, self.up = inner, nn.Linear(width, size), nn.Linear(size, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h: torch.Tensor = self.inner(x)
-        return h + self.up(torch.relu(self.down(h)))  # type: ignore[no-any-return]
-
-
-def test_bottleneck_adapters_are_counted_exactly() -> None:
-    sizes = [0, 3, 0, 2, 0]
-    model = frozen_model(config_of("opt"), "causal_lm")
-    for block, size in zip(model.model.decoder.layers, sizes, strict=True):
-        if size:
-            block.self_attn.out_proj = _Bottleneck(block.self_attn.out_proj, 16, size)
-            block.fc2 = _Bottleneck(block.fc2, 16, size)
-    step = StepModel(shapes_of("opt"), BOTTLENECK, batch=BATCH, sequence=SEQUENCE)
-    assert_equal(count_step(model, inputs_of("opt", "causal_lm")), step.cost(sizes))
 
 
 def test_a_prefix_is_counted_as_attention_over_longer_keys() -> None:
