@@ -77,8 +77,8 @@ class RunResult:
         adapter_sha256: hexadecimal hash of the saved adapter; None where none was saved.
         model: facts such as ``name``, ``num_parameters``, ``num_blocks``, ``split``.
         timings: wall-clock seconds per phase.
-        layout: sizes of blocks: ``size`` (what it is called), ``rule``, ``combine``, ``server`` (the
-            size of every block, 0 where nothing is tuned), ``params`` (tuned parameters, the head's
+        layout: sizes of blocks: ``size`` (what it is called), ``rule``, ``combine``, ``server`` (of
+            every block, 0 where nothing is tuned), ``params`` (tuned parameters, the head's
             included) and, by name, ``classes`` of devices with ``ranks``, ``params`` and
             ``devices``; None where nothing has a size.
         ensemble: what members of a prompt ensemble reach alone and together, see

@@ -92,6 +92,7 @@ class Adapter:
                 self.model = insert_lora(
                     model,
                     spec,
+                    blocks=sorted(set().union(*tuned.values())),
                     is_tuned=partial(self._is_tuned, tuned=tuned),
                     saved=(*heads, *carried),
                 )

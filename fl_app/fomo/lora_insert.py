@@ -16,14 +16,20 @@ _ALL = "all-linear"
 
 
 def insert_lora(
-    model: Any, spec: LoraSpec, *, is_tuned: Callable[[str], bool], saved: Sequence[str]
+    model: Any,
+    spec: LoraSpec,
+    *,
+    blocks: Sequence[int],
+    is_tuned: Callable[[str], bool],
+    saved: Sequence[str],
 ) -> Any:
     """Wraps a model in place.
 
     Args:
         model: a frozen ``transformers`` model.
         spec: rank, scale and targets.
-        is_tuned: tells of a module's path whether it is in a tuned block.
+        blocks: the tuned blocks by index in the full model, for errors.
+        is_tuned: tells of a module's path whether it is in one of them.
         saved: names of modules that PEFT saves along.
 
     Raises:
@@ -36,9 +42,9 @@ def insert_lora(
         targets = known
     if unknown := targets - known:
         raise ModelError(
-            f"peft.targets={list(spec.targets)}: the tuned blocks of a {model.config.model_type} "
-            f"model have no map {', '.join(sorted(unknown))}; choose among "
-            f"{', '.join(sorted(known))}, or {_ALL} alone"
+            f"peft.targets={list(spec.targets)}: the tuned blocks {list(blocks)} of a "
+            f"{model.config.model_type} model have no map {', '.join(sorted(unknown))}; choose "
+            f"among {', '.join(sorted(known))}, or {_ALL} alone"
         )
     config = peft.LoraConfig(
         r=spec.rank,
