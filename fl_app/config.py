@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "lora": schema.LoraConfig,
         **{f"lora_{rule}": schema.LoraConfig for rule in LAYOUT_FILES},
         "bottleneck": schema.BottleneckConfig,
+        "deep_prompt": schema.DeepPromptConfig,
         "head": schema.HeadConfig,
         "prompt": schema.PromptTuningConfig,
     },

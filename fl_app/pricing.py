@@ -17,10 +17,11 @@ from fl_app.resources.families import architecture_of
 from fl_app.resources.links import Link
 from fl_app.resources.price import Price, Pricer
 from fl_app.resources.step import StepModel
-from fl_app.resources.tuning import Tuning, bottleneck, lora
+from fl_app.resources.tuning import DEEP_PROMPT, Tuning, bottleneck, lora
 from fl_app.schema import (
     BottleneckConfig,
     Config,
+    DeepPromptConfig,
     DeviceConfig,
     DigitalChannel,
     IdealChannel,
@@ -36,7 +37,7 @@ SERVER_DBM = 43.0
 
 
 class LayoutPrices:
-    """Prices layouts of the blocks outside the middle; a size is one block's rank or width.
+    """Prices layouts of the blocks outside the middle; a size is one block's rank, width or length.
 
     An encoder-decoder's two stacks are tuned alike and count as one.
 
@@ -168,6 +169,8 @@ def _tuning_of(peft: SizedConfig, held: Architecture) -> Tuning:
             return lora(*names, train_a=peft.aggregation != "freeze-a")
         case BottleneckConfig():
             return bottleneck(peft.activation)
+        case DeepPromptConfig():
+            return DEEP_PROMPT
         case _:
             raise ConfigError(f"peft of type {type(peft).__name__} has no price")
 

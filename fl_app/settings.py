@@ -14,6 +14,7 @@ from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.bottleneck import BottleneckSpec
 from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
 from fl_app.fomo.connection_link import LinkSpec
+from fl_app.fomo.deep_prompt import DeepPromptSpec
 from fl_app.fomo.emulator import Split
 from fl_app.fomo.parts import DevicePart
 from fl_app.fomo.soft_prompt import PromptedModel, PromptSpec, token_table
@@ -22,6 +23,7 @@ from fl_app.schema import (
     Config,
     ConnectionConfig,
     DataConfig,
+    DeepPromptConfig,
     EmulatorConfig,
     EnsembleConfig,
     FinetuneConfig,
@@ -50,6 +52,8 @@ def adapter_spec(peft: PeftConfig) -> AdapterSpec | None:
             )
         case BottleneckConfig():
             return BottleneckSpec(width=peft.width, activation=peft.activation)
+        case DeepPromptConfig():
+            return DeepPromptSpec(num_tokens=peft.num_tokens)
         case PromptTuningConfig():
             return PromptSpec(num_tokens=peft.num_tokens, init=peft.init)
         case HeadConfig():

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from fl_app.errors import ModelError
-from fl_app.fomo.blocks import block_of, renumber, stack_paths
+from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
 from fl_app.fomo.bottleneck import Bottlenecks, BottleneckSpec
+from fl_app.fomo.deep_prompt import DeepPrompts, DeepPromptSpec
 from fl_app.fomo.lora import LoraLayers, LoraSpec, a_drawn
 from fl_app.fomo.lora_insert import insert_lora
 from fl_app.fomo.own_format import save_own
@@ -29,7 +30,7 @@ from fl_app.updates import Update
 
 __all__ = ["Adapter", "AdapterSpec", "LoraSpec", "is_head"]
 
-AdapterSpec = LoraSpec | BottleneckSpec | PromptSpec
+AdapterSpec = LoraSpec | BottleneckSpec | DeepPromptSpec | PromptSpec
 """What an adapter adds to a model, its head aside."""
 
 _PEFT_LEAD = "base_model.model."
@@ -101,6 +102,11 @@ class Adapter:
                 self.model = _Tuned(model, heads)
                 width = int(model.config.hidden_size)
                 self._units = Bottlenecks(self._tuned_blocks(tuned), width, spec, seed)
+            case DeepPromptSpec():
+                self.model = _Tuned(model, heads)
+                within = f".{family_of(model.config).self_attention}"
+                attentions = self._tuned_blocks(tuned, within)
+                self._units = DeepPrompts(model, attentions, spec, seed)
             case PromptSpec():
                 self.model = PromptedModel(model, spec, seed=seed, heads=heads, carried=carried)
             case None:
@@ -130,11 +136,14 @@ class Adapter:
             if hasattr(module, "lora_A"):
                 yield name.removeprefix(_PEFT_LEAD), self._canonical(name), module
 
-    def _tuned_blocks(self, tuned: dict[str, set[int]]) -> Iterator[tuple[str, nn.Module]]:
+    def _tuned_blocks(
+        self, tuned: dict[str, set[int]], within: str = ""
+    ) -> Iterator[tuple[str, nn.Module]]:
         for stack, blocks in tuned.items():
-            for place, block in enumerate(self.bare_model.get_submodule(stack)):
-                if self._to_full[stack][place] in blocks:
-                    yield self._canonical(f"{_PEFT_LEAD}{stack}.{place}"), block
+            for place, number in self._to_full[stack].items():
+                if number in blocks:
+                    path = f"{stack}.{place}{within}"
+                    yield self._canonical(path), self.bare_model.get_submodule(path)
 
     def _is_tuned(self, name: str, tuned: dict[str, set[int]]) -> bool:
         place = block_of(name, self._stacks)
@@ -240,7 +249,7 @@ class Adapter:
         match self._spec:
             case None:
                 raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
-            case BottleneckSpec() as spec:
+            case BottleneckSpec() | DeepPromptSpec() as spec:
                 save_own(
                     folder,
                     spec,

@@ -23,7 +23,7 @@ from fl_app.layout.prefix import layout_of
 
 
 def load_adapter(model: Any, folder: str | Path) -> nn.Module:
-    """Loads an adapter that ``Adapter.save`` wrote for a run with ``peft=bottleneck``.
+    """Loads an adapter that ``Adapter.save`` wrote for ``peft=bottleneck`` or ``deep_prompt``.
 
     Args:
         model: the checkpoint the adapter was tuned for, as ``transformers`` loads it, with as many

@@ -16,13 +16,14 @@ import torch
 
 from fl_app.errors import ModelError
 from fl_app.fomo.bottleneck import BottleneckSpec
+from fl_app.fomo.deep_prompt import DeepPromptSpec
 from fl_app.layout.prefix import Layout
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = "deft-adapter/1"
 LEAD = "base_model.model."
-OwnSpec = BottleneckSpec
-KINDS: dict[str, type[OwnSpec]] = {"bottleneck": BottleneckSpec}
+OwnSpec = BottleneckSpec | DeepPromptSpec
+KINDS: dict[str, type[OwnSpec]] = {"bottleneck": BottleneckSpec, "deep_prompt": DeepPromptSpec}
 """Name in a file to what it describes."""
 
 

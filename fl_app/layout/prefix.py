@@ -22,7 +22,9 @@ Layout = Mapping[int, int]
 
 DOWN, UP = ".bottleneck.down", ".bottleneck.up"
 """Ends of the names of a bottleneck adapter's D [width, d] and U [d, width]."""
-_AXES = {".lora_A.weight": 0, ".lora_B.weight": 1, DOWN: 0, UP: 1}
+KEYS, VALUES = ".prompt.keys", ".prompt.values"
+"""The same of a deep prompt's keys [length, w] and values [length, w]."""
+_AXES = {".lora_A.weight": 0, ".lora_B.weight": 1, DOWN: 0, UP: 1, KEYS: 0, VALUES: 0}
 """End of a factor's name to the axis that counts units."""
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 

@@ -7,7 +7,7 @@ from fl_app.report import canvas
 from fl_app.report.canvas import INK
 from fl_app.result import RunResult
 
-_NAMES = {"rank": "LoRA rank", "width": "Bottleneck width"}
+_NAMES = {"rank": "LoRA rank", "width": "Bottleneck width", "length": "Virtual tokens"}
 """What a size is called in the title, by its name in ``result.json``."""
 _MOST_NUMBERS = 40
 """Blocks beyond which the numbers in the cells would be finer than the print."""

@@ -78,10 +78,10 @@ class Attention:
                 tally.saved_reals += own * self.reads[0].d_in * tuned[0]
             else:
                 tally.saved_reals += own * self.reads[0].d_in * any(tuned)
-        prefix = size if tuning.has_prefix and not self.is_cross else 0
-        tally.tuned_params += 2 * prefix * self.kv_width
-        keys += prefix
-        flows = any(tuned) or any(sources) or prefix > 0
+        prompt = size if tuning.has_deep_prompt and not self.is_cross else 0
+        tally.tuned_params += 2 * prompt * self.kv_width
+        keys += prompt
+        flows = any(tuned) or any(sources) or prompt > 0
         products = 2 * at.batch * at.tokens * keys * width
         tally.forward_flops += 2 * products
         if flows:

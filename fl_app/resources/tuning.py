@@ -1,4 +1,4 @@
-"""What a block's size means: a LoRA rank, a bottleneck adapter's width, or a prefix length."""
+"""What a block's size means: LoRA's rank, a bottleneck adapter's width, a deep prompt's length."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ class Tuning(NamedTuple):
         bottleneck: activation of a bottleneck adapter of width s behind the block, h + U act(D h)
             without biases (Houlsby et al. 2019, arXiv:1902.00751; one a block as Pfeiffer et al.
             2021, arXiv:2005.00247, have it); empty without one.
-        has_prefix: s tuned keys and values in front of every self-attention (Li and Liang 2021,
-            arXiv:2101.00190), without the re-parametrising network of training time.
+        has_deep_prompt: s tuned keys and values in front of every self-attention (Li and Liang
+            2021, arXiv:2101.00190), without the re-parametrising network of training time.
     """
 
     targets: frozenset[str] = frozenset()
     train_a: bool = True
     bottleneck: str = ""
-    has_prefix: bool = False
+    has_deep_prompt: bool = False
 
 
-PREFIX = Tuning(has_prefix=True)
+DEEP_PROMPT = Tuning(has_deep_prompt=True)
 
 
 def bottleneck(activation: str = "gelu") -> Tuning:

@@ -43,6 +43,7 @@ from fl_app.schema.gradient import (
 )
 from fl_app.schema.model import (
     BottleneckConfig,
+    DeepPromptConfig,
     HeadConfig,
     HubModel,
     LocalModel,
@@ -85,6 +86,7 @@ __all__ = [
     "ConnectionConfig",
     "ContactConfig",
     "DataConfig",
+    "DeepPromptConfig",
     "DeviceClassConfig",
     "DeviceConfig",
     "DigitalChannel",

@@ -126,6 +126,32 @@ class BottleneckConfig(SizedConfig):
 
 
 @dataclass
+class DeepPromptConfig(SizedConfig):
+    """Virtual tokens of every block outside the middle: tuned keys and values of its attention."""
+
+    num_tokens: int = 8
+    """Virtual tokens of every block in the uniform layout; inputs get no longer by them."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("peft.num_tokens", self.num_tokens, self.num_tokens >= 1, "must be >= 1")
+        one_of("peft.combine", self.combine, ("pad", "zero"))
+        rule = self.layout.rule
+        allowed = "virtual tokens have no gain before they are there; choose rule=sensitivity"
+        require("peft.layout.rule", rule, rule != "cost_aware", allowed)
+
+    @property
+    def size(self) -> int:
+        """Virtual tokens of every block in the uniform layout."""
+        return self.num_tokens
+
+    @property
+    def size_name(self) -> str:
+        """See ``SizedConfig``."""
+        return "length"
+
+
+@dataclass
 class LoraConfig(SizedConfig):
     """LoRA in the blocks outside the middle."""
 
