@@ -29,7 +29,7 @@ def require_layouts(config: Config) -> None:
             if classes:
                 raise ConfigError(
                     f"federation.classes={classes} gives devices layouts of their own; set "
-                    "peft=lora, peft=bottleneck or federation.classes=[]"
+                    "peft=lora, bottleneck or deep_prompt, or federation.classes=[]"
                 )
             return
     if not classes and peft.layout.is_plain:

@@ -33,7 +33,7 @@ def require_schedule(config: Config) -> None:
         case SizedConfig() as peft:
             require_combine(config, peft)
         case _:
-            raise ConfigError(f"{name} deals out blocks; set peft=lora or peft=bottleneck")
+            raise ConfigError(f"{name} deals out blocks; set peft=lora, bottleneck or deep_prompt")
     _require_known_seconds(config, peft, name)
     if config.connection.block is not None:
         raise ConfigError(

@@ -31,11 +31,9 @@ NUM_DEVICES, NUM_ROUNDS = 4, 2
 ALL_DEVICES = list(range(NUM_DEVICES))
 SKEW = "data.partition.kind=quantity"  # devices of 1, 2, 3, 4 shares: no two weights are equal
 _WORDS_PER_CLASS = 10
-_BELONG = {
-    "strategy=gradient_download": "strategy.emulator",
-    "peft=prompt": "peft",
-    "peft=bottleneck": "peft",
-}
+_BELONG = {"strategy=gradient_download": "strategy.emulator"} | dict.fromkeys(
+    ("peft=prompt", "peft=bottleneck", "peft=deep_prompt"), "peft"
+)
 """A choice, and what the words it replaces begin with."""
 
 

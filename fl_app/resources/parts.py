@@ -81,6 +81,8 @@ class Attention:
         prompt = size if tuning.has_deep_prompt and not self.is_cross else 0
         tally.tuned_params += 2 * prompt * self.kv_width
         keys += prompt
+        # queries are a view of the fused map's output, which keys and values no longer are
+        tally.saved_reals += 2 * own * width * (prompt > 0 and len(self.reads) == 1)
         flows = any(tuned) or any(sources) or prompt > 0
         products = 2 * at.batch * at.tokens * keys * width
         tally.forward_flops += 2 * products

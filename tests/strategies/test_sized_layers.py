@@ -1,4 +1,4 @@
-"""Federations that tune bottleneck adapters, on the machinery that LoRA's ranks have."""
+"""Federations that tune bottleneck adapters or deep prompts, by the rules of LoRA's ranks."""
 
 import json
 from pathlib import Path
@@ -41,9 +41,12 @@ EPS = float(np.finfo(np.float32).eps)
 HEAD, WIDTH = 4 * 16 + 4, 16
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/result.schema.json").read_text())
 ONE_ROUND = "strategy.num_rounds=1"
-KINDS = {"bottleneck": ("peft=bottleneck", "peft.width=3")}
-UNIT = {"bottleneck": 2 * WIDTH}
-"""Reals of one unit: a row of D and a column of U."""
+KINDS = {
+    "bottleneck": ("peft=bottleneck", "peft.width=3"),
+    "deep_prompt": ("peft=deep_prompt", "peft.num_tokens=3"),
+}
+UNIT = {"bottleneck": 2 * WIDTH, "deep_prompt": 2 * WIDTH}
+"""Reals of one unit: a row of D and a column of U, or one of keys and one of values."""
 EVERY = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -190,7 +193,7 @@ def test_the_whole_job_leaves_an_adapter_that_loads(
         result = run_main_job(grid, overrides)
     raw: dict[str, Any] = json.loads((tmp_path / "result.json").read_text("utf-8"))
     jsonschema.Draft202012Validator(SCHEMA).validate(raw)
-    assert raw["layout"]["size"] == {"bottleneck": "width"}[kind]
+    assert raw["layout"]["size"] == {"bottleneck": "width", "deep_prompt": "length"}[kind]
     assert raw["layout"]["server"] == [2, 0, 0, 0, 4]
     assert (tmp_path / "ranks.png").exists()
     assert not (tmp_path / "adapter_padded").exists()
@@ -230,7 +233,15 @@ def test_lora_over_the_air_needs_lora(player: Player) -> None:
         player.bench(player.tiny.overrides(*words))
 
 
-@pytest.mark.parametrize("word", ["peft.width=0", "peft.activation=tanh"])
+@pytest.mark.parametrize(
+    "word",
+    ["bottleneck peft.width=0", "bottleneck peft.activation=tanh", "deep_prompt peft.num_tokens=0"],
+)
 def test_values_out_of_range_are_named(word: str) -> None:
-    with pytest.raises(ConfigError, match=word.split("=")[0]):
-        load_config(f"peft=bottleneck {word}")
+    with pytest.raises(ConfigError, match=word.split()[1].split("=")[0]):
+        load_config(f"peft={word}")
+
+
+def test_virtual_tokens_have_no_gain_before_they_are_there() -> None:
+    with pytest.raises(ConfigError, match=r"peft\.layout\.rule='cost_aware'.*sensitivity"):
+        load_config("peft=deep_prompt peft.layout.rule=cost_aware")

@@ -1,4 +1,4 @@
-"""What bottleneck adapters cost, against torch's own counters on the real models that hold them."""
+"""What bottleneck adapters and deep prompts cost, against torch's own counters on real models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,10 @@ import torch
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.bottleneck import BottleneckSpec
+from fl_app.fomo.deep_prompt import DeepPromptSpec
 from fl_app.resources.families import architecture_of
 from fl_app.resources.step import StepCost, StepModel
-from fl_app.resources.tuning import bottleneck
+from fl_app.resources.tuning import DEEP_PROMPT, bottleneck
 from tests.fixtures_models import DEPTH
 from tests.fl_app.resources.tuned_models import (
     BATCH,
@@ -57,6 +58,12 @@ def assert_equal(counted: Counted, cost: StepCost) -> None:
 @pytest.mark.parametrize("family", [*LANGUAGE, *CLASSIFIERS])
 def test_bottleneck_adapters_are_counted_exactly(family: str, sizes: list[int]) -> None:
     assert_equal(*both(family, BottleneckSpec(1), bottleneck(), sizes))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("family", [*LANGUAGE, *CLASSIFIERS])
+def test_deep_prompts_are_counted_exactly(family: str, sizes: list[int]) -> None:
+    assert_equal(*both(family, DeepPromptSpec(1), DEEP_PROMPT, sizes))
 
 
 @pytest.mark.parametrize("family", ["opt", "bert"])
