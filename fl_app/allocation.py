@@ -32,7 +32,7 @@ from fl_app.schema import (
     Config,
     DeviceClassConfig,
     LayoutConfig,
-    LoraConfig,
+    SizedConfig,
 )
 from fl_app.updates import Update, num_reals
 
@@ -47,7 +47,7 @@ class Allocation:
     """Who tunes what: at the start, and throughout where there is no schedule.
 
     Attributes:
-        server: rank of every tuned block; empty without LoRA.
+        server: size of every tuned block; empty for a head or a soft prompt.
         classes: name of a device class to its layout, each within the server's.
         class_of: device to the name of its class; empty where all devices are alike.
         schedule: units after every round, for rule sensitivity; None for layouts that stay.
@@ -107,10 +107,10 @@ def allocate(
 
     Raises:
         LayoutError: a limit that not even the smallest layout keeps.
-        ConfigError: ranks for another number of blocks, or a class but no LoRA.
+        ConfigError: ranks for another number of blocks, or a class but no sizes.
     """
     match config.peft:
-        case LoraConfig() as peft:
+        case SizedConfig() as peft:
             pass
         case _:
             return Allocation(server={})
@@ -144,7 +144,7 @@ def allocate(
 def facts_of(
     allocation: Allocation, config: Config, adapter: Update, num_blocks: int
 ) -> dict[str, Any] | None:
-    """Returns what ``result.json`` says of layouts; None without LoRA.
+    """Returns what ``result.json`` says of layouts; None without sizes.
 
     Args:
         allocation: the run's layouts.
@@ -153,7 +153,7 @@ def facts_of(
         num_blocks: of the full model.
     """
     match config.peft:
-        case LoraConfig() as peft:
+        case SizedConfig() as peft:
             pass
         case _:
             return None
@@ -171,6 +171,7 @@ def facts_of(
         for name, layout in allocation.classes.items()
     }
     return {
+        "size": peft.size_name,
         "rule": peft.layout.rule,
         "combine": peft.combine if classes else None,
         "server": server["ranks"],
@@ -183,7 +184,7 @@ def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in adapter.parameters.items()}
 
 
-def _server(peft: LoraConfig, prices: LayoutPrices, scores: Scores, *, has_classes: bool) -> Sizes:
+def _server(peft: SizedConfig, prices: LayoutPrices, scores: Scores, *, has_classes: bool) -> Sizes:
     """Returns the layout that the server holds; that of all devices where there are no classes."""
     layout, price_of = peft.layout, prices.of(peft.layout.device)
     limits = {"params": layout.params} if has_classes else _limits(layout)
@@ -194,7 +195,7 @@ def _server(peft: LoraConfig, prices: LayoutPrices, scores: Scores, *, has_class
     return _chosen(peft, price_of, prices.num_blocks, Budgets(**limits), scores=scores)
 
 
-def _uniform(peft: LoraConfig, prices: LayoutPrices) -> Layout:
+def _uniform(peft: SizedConfig, prices: LayoutPrices) -> Layout:
     """Returns the server's uniform layout under the limit on parameters alone."""
     price_of, count = prices.of(peft.layout.device), prices.num_blocks
     budgets = Budgets(params=_params(peft, price_of, count))
@@ -202,12 +203,12 @@ def _uniform(peft: LoraConfig, prices: LayoutPrices) -> Layout:
     return prices.layout(sizes)
 
 
-def _params(peft: LoraConfig, price_of: PriceOf, num_blocks: int) -> int:
+def _params(peft: SizedConfig, price_of: PriceOf, num_blocks: int) -> int:
     """Returns the limit on parameters: by default those of the uniform layout of peft.rank."""
-    return peft.layout.params or price_of([peft.rank] * num_blocks).params
+    return peft.layout.params or price_of([peft.size] * num_blocks).params
 
 
-def _falling(config: Config, peft: LoraConfig, prices: LayoutPrices) -> Allocation:
+def _falling(config: Config, peft: SizedConfig, prices: LayoutPrices) -> Allocation:
     """Returns AdaLoRA's start: uniform, and above the budget that it falls to."""
     layout, scores, count = peft.layout, peft.layout.scores, prices.num_blocks
     price_of = prices.of(layout.device)
@@ -226,7 +227,7 @@ def _falling(config: Config, peft: LoraConfig, prices: LayoutPrices) -> Allocati
 
 
 def _of_class(
-    peft: LoraConfig,
+    peft: SizedConfig,
     prices: LayoutPrices,
     one: DeviceClassConfig,
     server: Sizes,
@@ -266,7 +267,7 @@ def _limits(limits: BudgetConfig) -> dict[str, Any]:
 
 
 def _chosen(
-    peft: LoraConfig,
+    peft: SizedConfig,
     price_of: PriceOf,
     num_blocks: int,
     budgets: Budgets,

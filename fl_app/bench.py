@@ -36,10 +36,10 @@ from fl_app.schema import (
     HeadConfig,
     HubModel,
     LocalModel,
-    LoraConfig,
     MinilmModel,
     ModelConfig,
     SimulationFederation,
+    SizedConfig,
 )
 from fl_app.seeding import generator
 from fl_app.settings import (
@@ -74,7 +74,7 @@ class Bench:
         round_test: the rows measured after each round.
         facts: figures about model and emulator for the report.
         full_link: the neural connection inside the full model; None without one.
-        allocation: which blocks have how much LoRA, on the server and on every device.
+        allocation: which block has what size, on the server and on every device.
         ensemble: of soft prompts; None where all devices tune one adapter.
         times: what groups of blocks take devices; None without a schedule.
         allocate_by: makes layouts from gains.
@@ -241,7 +241,7 @@ def _warn_of_one_way(config: Config, full: Adapter, blocks: tuple[int, ...]) -> 
     """Says so where no gradient will cross the neural connection of an emulator."""
     block = config.connection.block
     match config.strategy, config.peft:
-        case EmulatorDownloadStrategy(), HeadConfig() | LoraConfig():
+        case EmulatorDownloadStrategy(), HeadConfig() | SizedConfig():
             pass
         case (
             _

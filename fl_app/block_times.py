@@ -25,7 +25,7 @@ from fl_app.schema import (
     DeviceConfig,
     EmulatorDownloadStrategy,
     LayoutConfig,
-    LoraConfig,
+    SizedConfig,
     StrategyConfig,
 )
 from fl_app.wireless.cell import path_loss_db
@@ -131,7 +131,7 @@ def block_times(
         ConfigError: a round has fewer devices than groups.
     """
     match config.strategy, config.peft:
-        case EmulatorDownloadStrategy() as strategy, LoraConfig() as peft:
+        case EmulatorDownloadStrategy() as strategy, SizedConfig() as peft:
             if not is_scheduled(strategy):
                 return None
         case _:

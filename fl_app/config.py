@@ -46,6 +46,8 @@ GROUPS: dict[str, dict[str, type]] = {
     "peft": {
         "lora": schema.LoraConfig,
         **{f"lora_{rule}": schema.LoraConfig for rule in LAYOUT_FILES},
+        "bottleneck": schema.BottleneckConfig,
+        "deep_prompt": schema.DeepPromptConfig,
         "head": schema.HeadConfig,
         "prompt": schema.PromptTuningConfig,
     },

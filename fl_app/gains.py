@@ -4,7 +4,8 @@ To first order a rank-r change of a frozen map W lowers the loss in proportion t
 largest squared singular values of the loss's gradient with respect to W. A unit is one rank in
 every adapted map of a block, so its gain is the sum over these maps. That is the gain of a unit
 whose A and B are both free; with A frozen a unit cannot turn to the best direction, and the gains
-are those of the maps, not of the A that was drawn.
+are those of the maps, not of the A that was drawn. For bottleneck adapters the map is one of zeros
+that is added behind the block, see ``Bottlenecks.probed``.
 """
 
 from collections.abc import Mapping
@@ -52,28 +53,31 @@ def gradient_gains(
     order = local_batches(encoded, batch_size=tuning.batch_size, epochs=1, rng=rng)
     taken = [indices for indices, _ in zip(order, range(batches), strict=False)]
     loss_of = task.local_loss(encoded, tuning.logit_adjustment)
-    maps = adapter.frozen_maps
-    for weight in maps.values():
-        weight.requires_grad_(True)
     try:
-        for indices in taken:
-            loss = loss_of(adapter.model, task.batch(encoded, indices)) / len(taken)
-            loss.backward()  # type: ignore[no-untyped-call]
-        gains: dict[int, NDArray[np.float64]] = {}
-        for name, weight in maps.items():
-            row = np.zeros(largest)
-            if weight.grad is not None:  # none flows in front of what only hidden heads would read
-                found = first_order_gains(weight.grad.double().numpy(), largest)
-                row[: len(found)] = found
-            block = block_number(name)
-            gains[block] = gains.get(block, np.zeros(largest)) + row
+        with adapter.probed() as maps:
+            for indices in taken:
+                loss = loss_of(adapter.model, task.batch(encoded, indices)) / len(taken)
+                loss.backward()  # type: ignore[no-untyped-call]
+            gains = _gains_of(maps, largest)
     finally:
-        for weight in maps.values():
-            weight.requires_grad_(False)
-            weight.grad = None
         for parameter in adapter.parameters.values():
             parameter.grad = None
         with torch.no_grad():
             for name, parameter in head.items():
                 parameter.copy_(start[name])
+    return gains
+
+
+def _gains_of(
+    maps: Mapping[str, torch.nn.Parameter], largest: int
+) -> dict[int, NDArray[np.float64]]:
+    """Returns the gains of every block's units from the gradients of its maps."""
+    gains: dict[int, NDArray[np.float64]] = {}
+    for name, weight in maps.items():
+        row = np.zeros(largest)
+        if weight.grad is not None:  # none flows in front of what only hidden heads would read
+            found = first_order_gains(weight.grad.double().numpy(), largest)
+            row[: len(found)] = found
+        block = block_number(name)
+        gains[block] = gains.get(block, np.zeros(largest)) + row
     return dict(sorted(gains.items()))

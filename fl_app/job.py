@@ -19,7 +19,7 @@ from fl_app.measures import measure
 from fl_app.profiling import most_units
 from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.result import RoundRecord
-from fl_app.schema import Config, LoraConfig
+from fl_app.schema import Config, SizedConfig
 from fl_app.updates import Update
 from strategies.adaptive import build_layouts
 from strategies.ask_gains import ask_gains
@@ -76,7 +76,7 @@ def federate(
     roster = call_roster(grid, config.federation)
     require_enough(config, roster)
     match config.peft:
-        case LoraConfig() as peft if bench.allocation.is_waiting:
+        case SizedConfig() as peft if bench.allocation.is_waiting:
             gains = ask_gains(
                 grid,
                 roster,
@@ -89,7 +89,7 @@ def federate(
                 uplink=build_uplink(config.channel, config.seed),
             )
             bench.take(gains)
-    layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.is_a_tuned)
+    layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.sends_whole_units)
     strategy = build_strategy(
         config,
         roster=roster,

@@ -1,4 +1,4 @@
-"""What a LoRA layout costs a device of this run: the resource model on what devices hold."""
+"""What a layout costs a device of this run: the resource model on what devices hold."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,24 @@ from fl_app.fomo.emulator import Split
 from fl_app.layout.budgets import PriceOf
 from fl_app.layout.prefix import block_number, unit_axis
 from fl_app.layout.rounding import Sizes
-from fl_app.resources.architecture import emulator
+from fl_app.resources.architecture import Architecture, emulator
 from fl_app.resources.devices import DeviceClass, device_class
 from fl_app.resources.families import architecture_of
 from fl_app.resources.links import Link
 from fl_app.resources.price import Price, Pricer
 from fl_app.resources.step import StepModel
-from fl_app.resources.tuning import lora
-from fl_app.schema import Config, DeviceConfig, DigitalChannel, IdealChannel, LoraConfig
+from fl_app.resources.tuning import DEEP_PROMPT, Tuning, bottleneck, lora
+from fl_app.schema import (
+    BottleneckConfig,
+    Config,
+    DeepPromptConfig,
+    DeviceConfig,
+    DigitalChannel,
+    IdealChannel,
+    LoraConfig,
+    SizedConfig,
+)
+from fl_app.settings import aggregation_of
 from fl_app.updates import blob_bytes, travels
 from fl_app.wireless.cell import path_loss_db
 from fl_app.wireless.units import dbm_to_watt
@@ -33,13 +43,13 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class LayoutPrices:
-    """Prices layouts of the blocks outside the middle; a size is one block's rank.
+    """Prices layouts of the blocks outside the middle; a size is one block's rank, width or length.
 
     An encoder-decoder's two stacks are tuned alike and count as one.
 
     Args:
         config: the run's configuration.
-        peft: its LoRA.
+        peft: what is tuned.
         model_config: the full model's ``transformers`` configuration.
         num_labels: classes of a classifier, 0 for a language model.
         split: which blocks devices hold, and which are tuned.
@@ -49,7 +59,7 @@ class LayoutPrices:
     def __init__(
         self,
         config: Config,
-        peft: LoraConfig,
+        peft: SizedConfig,
         model_config: Any,
         *,
         num_labels: int,
@@ -57,7 +67,7 @@ class LayoutPrices:
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._config, self._blocks, self._shapes = config, split.outer, dict(shapes)
-        self._aggregation = peft.aggregation
+        self._aggregation = aggregation_of(peft)
         full = architecture_of(model_config, num_labels=num_labels)
         held = emulator(full, split.left, split.middle, split.right)
         kept, behind = len(split.blocks), split.left + split.middle
@@ -66,11 +76,9 @@ class LayoutPrices:
             for index in range(kept)
             if not split.left <= index < behind
         ]
-        targets = peft.targets or list(held.default_targets)
-        names = held.map_names if targets == ["all-linear"] else targets
         self._step = StepModel(
             held,
-            lora(*names, train_a=peft.aggregation != "freeze-a"),
+            _tuning_of(peft, held),
             batch=config.finetune.batch_size,
             sequence=config.model.max_length,
         )
@@ -174,6 +182,21 @@ def device_of(device: DeviceConfig) -> DeviceClass:
         flops_per_s=device.flops_per_s or row.flops_per_s,
         tx_power_w=row.tx_power_w if power is None else dbm_to_watt(power),
     )
+
+
+def _tuning_of(peft: SizedConfig, held: Architecture) -> Tuning:
+    """Returns what a block's size means to the resource model."""
+    match peft:
+        case LoraConfig():
+            targets = peft.targets or list(held.default_targets)
+            names = held.map_names if targets == ["all-linear"] else targets
+            return lora(*names, train_a=peft.aggregation != "freeze-a")
+        case BottleneckConfig():
+            return bottleneck(peft.activation)
+        case DeepPromptConfig():
+            return DEEP_PROMPT
+        case _:
+            raise ConfigError(f"peft of type {type(peft).__name__} has no price")
 
 
 def require_steps(config: Config, round_s: float | None) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fl_app.errors import ConfigError
 from fl_app.fomo.adapter import Adapter
 from fl_app.gains import Gains, gradient_gains
-from fl_app.schema import Config, LayoutConfig, LoraConfig
+from fl_app.schema import Config, LayoutConfig, SizedConfig
 from fl_app.seeding import generator
 from fl_app.settings import local_tuning
 from fl_app.tasks import Encoded, Task
@@ -27,7 +27,7 @@ def server_gains(config: Config, adapter: Adapter, task: Task, public: Encoded) 
         ConfigError: the server is to look, and has no public rows.
     """
     match config.peft:
-        case LoraConfig(layout=LayoutConfig(rule="cost_aware", profile=profile)):
+        case SizedConfig(layout=LayoutConfig(rule="cost_aware", profile=profile)):
             pass
         case _:
             return None
@@ -54,13 +54,13 @@ def gains_of(
         who: names the stream of random numbers.
 
     Raises:
-        ConfigError: there is no LoRA.
+        ConfigError: there are no units.
     """
     match config.peft:
-        case LoraConfig() as peft:
+        case SizedConfig() as peft:
             pass
         case _:
-            raise ConfigError("gains are those of LoRA units; set peft=lora")
+            raise ConfigError("gains are those of units; set peft=lora or peft=bottleneck")
     wanted = peft.layout.profile
     steps = wanted.head_steps
     passes = 1 + steps * config.finetune.batch_size // len(encoded)
@@ -76,6 +76,6 @@ def gains_of(
     )
 
 
-def most_units(peft: LoraConfig, num_blocks: int) -> int:
+def most_units(peft: SizedConfig, num_blocks: int) -> int:
     """Returns the greatest rank that a rule may give a block."""
-    return peft.layout.max_rank or peft.rank * num_blocks
+    return peft.layout.max_rank or peft.size * num_blocks

@@ -77,10 +77,10 @@ class RunResult:
         adapter_sha256: hexadecimal hash of the saved adapter; None where none was saved.
         model: facts such as ``name``, ``num_parameters``, ``num_blocks``, ``split``.
         timings: wall-clock seconds per phase.
-        layout: LoRA's ranks: ``rule``, ``combine``, ``server`` (the rank of every block, 0 where
-            nothing is tuned), ``params`` (tuned parameters, the head's included), ``late_units``
-            (cut only after the last round) and, by name, ``classes`` of devices with ``ranks``,
-            ``params`` and ``devices``; None without LoRA.
+        layout: sizes of blocks: ``size`` (what it is called), ``rule``, ``combine``, ``server`` (of
+            every block, 0 where nothing is tuned), ``params`` (tuned parameters, the head's
+            included), ``late_units`` (cut only after the last round) and, by name, ``classes`` of
+            devices with ``ranks``, ``params`` and ``devices``; None where nothing has a size.
         ensemble: what members of a prompt ensemble reach alone and together, see
             ``fl_app.ensemble.Ensemble.entry``; None without one.
         transfer: what became of prompts from device to device, see
@@ -156,7 +156,7 @@ def failed_result(
         ledger: bytes booked before the failure (None: nothing was sent).
         model: facts of the model, if it was loaded.
         timings: seconds per phase, if any was finished.
-        layout: LoRA's ranks, if they were chosen.
+        layout: sizes of blocks, if they were chosen.
         ensemble: of prompts, if it was measured.
         transfer: what became of prompts from device to device, if any was looked for.
         schedule: of the rounds before the failure.

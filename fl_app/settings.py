@@ -8,18 +8,22 @@ from torch import nn
 
 from fl_app.errors import ConfigError, ModelError
 from fl_app.finetune import LocalTuning
-from fl_app.fomo.adapter import Adapter, LoraSpec
+from fl_app.fomo.adapter import Adapter, AdapterSpec, LoraSpec
 from fl_app.fomo.backbone import head_modules, require_length
 from fl_app.fomo.blocks import num_blocks
+from fl_app.fomo.bottleneck import BottleneckSpec
 from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
 from fl_app.fomo.connection_link import LinkSpec
+from fl_app.fomo.deep_prompt import DeepPromptSpec
 from fl_app.fomo.emulator import Split
 from fl_app.fomo.parts import DevicePart
 from fl_app.fomo.soft_prompt import PromptedModel, PromptSpec, token_table
 from fl_app.schema import (
+    BottleneckConfig,
     Config,
     ConnectionConfig,
     DataConfig,
+    DeepPromptConfig,
     EmulatorConfig,
     EnsembleConfig,
     FinetuneConfig,
@@ -28,6 +32,7 @@ from fl_app.schema import (
     LoraConfig,
     PeftConfig,
     PromptTuningConfig,
+    SizedConfig,
     TransferPrompt,
 )
 from fl_app.tasks import Columns, Task, build_task
@@ -35,8 +40,8 @@ from fl_app.unit_scores import UnitScores
 from fl_app.wireless.channel import Fading, Kind
 
 
-def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
-    """Returns the LoRA layers or the soft prompt; None tunes the head alone."""
+def adapter_spec(peft: PeftConfig) -> AdapterSpec | None:
+    """Returns what is added to the model; None tunes the head alone."""
     match peft:
         case LoraConfig():
             return LoraSpec(
@@ -45,6 +50,10 @@ def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
                 targets=tuple(peft.targets),
                 train_a=peft.aggregation != "freeze-a",
             )
+        case BottleneckConfig():
+            return BottleneckSpec(width=peft.width, activation=peft.activation)
+        case DeepPromptConfig():
+            return DeepPromptSpec(num_tokens=peft.num_tokens)
         case PromptTuningConfig():
             return PromptSpec(num_tokens=peft.num_tokens, init=peft.init)
         case HeadConfig():
@@ -54,13 +63,13 @@ def adapter_spec(peft: PeftConfig) -> LoraSpec | PromptSpec | None:
 
 
 def unit_scores(peft: PeftConfig, parameters: Mapping[str, nn.Parameter]) -> UnitScores:
-    """Returns what scores the units of LoRA while these parameters are tuned.
+    """Returns what scores units while these parameters are tuned.
 
     Raises:
-        ConfigError: there is no LoRA.
+        ConfigError: there are no units.
     """
     match peft:
-        case LoraConfig(layout=layout):
+        case SizedConfig(layout=layout):
             scores = layout.scores
             return UnitScores(parameters, beta1=scores.beta1, beta2=scores.beta2)
         case _:
@@ -97,7 +106,7 @@ def num_members_of(config: Config) -> int:
 
 
 def aggregation_of(peft: PeftConfig) -> str:
-    """Returns how LoRA factors are averaged; head and prompt have none: their mean is exact."""
+    """Returns how LoRA factors are averaged; all else is averaged as it is."""
     match peft:
         case LoraConfig():
             return peft.aggregation
@@ -215,7 +224,7 @@ def adapter_for(
         config: the run's configuration.
         model: the model; adapter layers are put into it.
         blocks: indices, in the full model, of its blocks in order.
-        tuned: indices, likewise, of the blocks that get LoRA.
+        tuned: indices, likewise, of the blocks that get layers.
         later_tuned: the same for the stacks after the first; None for the same ones.
         carried: frozen modules to save with the adapter.
     """

@@ -1,9 +1,9 @@
-"""AdaLoRA's scores of LoRA units, taken while a device tunes (Zhang et al. 2023, arXiv:2303.10512).
+"""AdaLoRA's scores of units, taken while a device tunes (Zhang et al. 2023, arXiv:2303.10512).
 
 A unit is one rank of a block: a row of A and a column of B in every adapted map of the block. Its
 score is the mean over these maps of AdaLoRA's: that of the row plus that of the column. What is not
 tuned has no gradient and adds nothing: with A frozen the column of B alone says what a unit is
-worth.
+worth. A bottleneck adapter, with D for A and U for B, counts as one map.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class UnitScores:
     gradient is to first order what setting the entry to 0 would change of the loss.
 
     Args:
-        parameters: those that are tuned, by canonical name; factors of LoRA are looked at.
+        parameters: those that are tuned, by canonical name; those with units are looked at.
         beta1: smoothing of the importance, in [0, 1).
         beta2: smoothing of its uncertainty, in [0, 1).
     """
@@ -61,5 +61,5 @@ class UnitScores:
             block = block_number(name)
             scores = self._sensitivity.score(name).mean(axis=1 - axis)
             sums[block] = sums.get(block, np.zeros_like(scores)) + scores
-            maps.setdefault(block, set()).add(name.rsplit(".lora_", 1)[0])
+            maps.setdefault(block, set()).add(name.rsplit(".", 2)[0])
         return {block: total / len(maps[block]) for block, total in sorted(sums.items())}

@@ -17,10 +17,10 @@ from fl_app.schema import (
     GradientDownloadStrategy,
     HeadConfig,
     LayoutConfig,
-    LoraConfig,
     NoPrompt,
     PeftConfig,
     ServerRuleConfig,
+    SizedConfig,
     StrategyConfig,
 )
 from fl_app.settings import outer_blocks
@@ -101,16 +101,16 @@ def _outer(strategy: StrategyConfig) -> tuple[int, int]:
 def _rounds_alone(config: Config) -> int:
     """Returns the rounds of one device that holds all data: one, unless layouts change by round."""
     match config.peft:
-        case LoraConfig(layout=LayoutConfig(rule="sensitivity")):
+        case SizedConfig(layout=LayoutConfig(rule="sensitivity")):
             return config.strategy.num_rounds
         case _:
             return 1
 
 
 def _without_deadline(peft: PeftConfig) -> PeftConfig:
-    """Returns LoRA with the server's layout of rule channel_aware; all else as it is."""
+    """Returns the server's layout of rule channel_aware; all else as it is."""
     match peft:
-        case LoraConfig(layout=LayoutConfig(rule="channel_aware")):
+        case SizedConfig(layout=LayoutConfig(rule="channel_aware")):
             whole = dataclasses.replace(peft.layout, rule="uniform", round_s=None)
             return dataclasses.replace(peft, layout=whole)
         case _:

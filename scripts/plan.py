@@ -31,7 +31,7 @@ from fl_app.resources.families import architecture_of, read_config
 from fl_app.resources.links import Link
 from fl_app.resources.price import Pricer
 from fl_app.resources.step import StepModel
-from fl_app.resources.tuning import BOTTLENECK, PREFIX, Tuning, lora
+from fl_app.resources.tuning import DEEP_PROMPT, Tuning, bottleneck, lora
 from fl_app.wireless.cell import path_loss_db
 from fl_app.wireless.units import dbm_to_watt
 from scripts import plan_picture
@@ -123,9 +123,9 @@ def tuning_of(chosen: argparse.Namespace, shapes: Architecture) -> Tuning:
     """Returns what a size means."""
     match chosen.kind:
         case "bottleneck":
-            return BOTTLENECK
-        case "prefix":
-            return PREFIX
+            return bottleneck()
+        case "deep_prompt":
+            return DEEP_PROMPT
         case _:
             return lora(*(chosen.targets or shapes.default_targets))
 
@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=int, default=0, help="classes of a classifier; 0: a language model")
     add("--device", default="phone", choices=sorted(DEVICE_CLASSES))
     add("--rule", default="cost_aware", choices=RULES)
-    add("--kind", default="lora", choices=("lora", "bottleneck", "prefix"))
+    add("--kind", default="lora", choices=("lora", "bottleneck", "deep_prompt"))
     add("--targets", nargs="*", help="maps that LoRA adapts; the family's default if left out")
     add("--scores", type=Path, help="JSON: for each tunable block its units' scores")
     add("--top-n", type=int, help="blocks of rule top_n")

@@ -11,8 +11,8 @@ from fl_app.schema import (
     ConnectionConfig,
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
-    LoraConfig,
     ServerRuleConfig,
+    SizedConfig,
     TransferPrompt,
 )
 from fl_app.seed_pool import SeedPool
@@ -162,14 +162,15 @@ def build_strategy(
     scheduler = build_scheduler(config, layouts, times, uplink)
     space: LoraSpace = FactorSpace()
     combine: Combine = Whole()
-    if isinstance(config.peft, LoraConfig):
-        space = build_space(
-            config.peft.aggregation,
-            config.peft.rank,
-            layouts.server,
-            has_cores=config.strategy.server_rule.name in ISOMETRIC,
-        )
-        combine = build_combine(config.peft.combine, is_shared=scheduler.is_shared)
+    match config.peft:
+        case SizedConfig() as peft:
+            space = build_space(
+                aggregation_of(peft),
+                peft.size,
+                layouts.server,
+                has_cores=config.strategy.server_rule.name in ISOMETRIC,
+            )
+            combine = build_combine(peft.combine, is_shared=scheduler.is_shared)
     common: dict[str, Any] = {
         "blob": blob,
         "roster": roster,

@@ -9,8 +9,9 @@ from fl_app.schema import (
     DigitalChannel,
     EmulatorDownloadStrategy,
     GradientDownloadStrategy,
-    LoraConfig,
+    SizedConfig,
 )
+from fl_app.settings import aggregation_of
 from strategies.rules import COMPARING, REMEMBERING
 
 
@@ -22,13 +23,13 @@ def require_layouts(config: Config) -> None:
     """
     classes = [one.name for one in config.federation.classes]
     match config.peft:
-        case LoraConfig() as peft:
+        case SizedConfig() as peft:
             pass
         case _:
             if classes:
                 raise ConfigError(
-                    f"federation.classes={classes} gives devices LoRA layouts of their own; set "
-                    "peft=lora or federation.classes=[]"
+                    f"federation.classes={classes} gives devices layouts of their own; set "
+                    "peft=lora, bottleneck or deep_prompt, or federation.classes=[]"
                 )
             return
     if not classes and peft.layout.is_plain:
@@ -59,7 +60,7 @@ def require_layouts(config: Config) -> None:
         require_held(config, "federation.classes")
 
 
-def _require_priced(config: Config, peft: LoraConfig) -> None:
+def _require_priced(config: Config, peft: SizedConfig) -> None:
     """Checks that the seconds of a round are known where a layout keeps a limit on them."""
     limits = {"peft.layout": peft.layout.round_s}
     limits |= {f"federation.classes.{one.name}": one.round_s for one in config.federation.classes}
@@ -72,7 +73,7 @@ def _require_priced(config: Config, peft: LoraConfig) -> None:
             )
 
 
-def _require_scored(config: Config, peft: LoraConfig) -> None:
+def _require_scored(config: Config, peft: SizedConfig) -> None:
     """Checks what keeps units apart and in the order of their scores."""
     rule, server_rule = peft.layout.rule, config.strategy.server_rule.name
     if config.federation.classes:
@@ -86,7 +87,7 @@ def _require_scored(config: Config, peft: LoraConfig) -> None:
                 f"peft.layout.rule={rule} says itself who tunes what in a round; set "
                 f"strategy.schedule=none instead of {way}, or another peft.layout.rule"
             )
-    if peft.aggregation == "exact":
+    if aggregation_of(peft) == "exact":
         raise ConfigError(
             f"peft.layout.rule={rule} scores units, and peft.aggregation=exact makes new ones "
             "every round; set peft.aggregation=freeze-a, factors or alternate"
@@ -98,7 +99,7 @@ def _require_scored(config: Config, peft: LoraConfig) -> None:
         )
 
 
-def _require_rate(config: Config, peft: LoraConfig) -> None:
+def _require_rate(config: Config, peft: SizedConfig) -> None:
     """Checks that devices have a rate of their own in every round."""
     match config.channel:
         case DigitalChannel():
@@ -112,7 +113,7 @@ def _require_rate(config: Config, peft: LoraConfig) -> None:
     require_held(config, "peft.layout.rule=channel_aware")
 
 
-def _require_gains(config: Config, peft: LoraConfig) -> None:
+def _require_gains(config: Config, peft: SizedConfig) -> None:
     """Checks that no device looks at the gradient through a neural connection.
 
     The look is in front of the first round, where no channel is drawn and nothing that crosses is
@@ -129,7 +130,7 @@ def _require_gains(config: Config, peft: LoraConfig) -> None:
         )
 
 
-def _require_rounds(config: Config, peft: LoraConfig) -> None:
+def _require_rounds(config: Config, peft: SizedConfig) -> None:
     """Checks that the schedule of a falling budget fits into the rounds."""
     scores, rounds = peft.layout.scores, config.strategy.num_rounds
     if rounds <= scores.warmup + scores.final:
@@ -139,11 +140,12 @@ def _require_rounds(config: Config, peft: LoraConfig) -> None:
         )
 
 
-def require_combine(config: Config, peft: LoraConfig) -> None:
+def require_combine(config: Config, peft: SizedConfig) -> None:
     """Checks how unequal ranks are combined."""
-    if (peft.combine == "flex") != (peft.aggregation == "exact"):
+    aggregation = aggregation_of(peft)
+    if (peft.combine == "flex") != (aggregation == "exact"):
         raise ConfigError(
-            f"peft.combine={peft.combine} and peft.aggregation={peft.aggregation}: flex is the "
+            f"peft.combine={peft.combine} and peft.aggregation={aggregation}: flex is the "
             "mean of products, which is aggregation exact, and only it is; set both or neither"
         )
     rule = config.strategy.server_rule.name

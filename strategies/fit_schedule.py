@@ -7,6 +7,7 @@ from fl_app.schema import (
     DigitalChannel,
     EmulatorDownloadStrategy,
     LoraConfig,
+    SizedConfig,
 )
 from strategies.fit_layouts import require_combine, require_held
 
@@ -29,10 +30,10 @@ def require_schedule(config: Config) -> None:
                 f"{name}: peft.aggregation=exact is a mean over all devices, and a block has few "
                 "that tune it; choose peft.aggregation=freeze-a, factors or alternate"
             )
-        case LoraConfig() as peft:
+        case SizedConfig() as peft:
             require_combine(config, peft)
         case _:
-            raise ConfigError(f"{name} deals out blocks with LoRA; set peft=lora")
+            raise ConfigError(f"{name} deals out blocks; set peft=lora, bottleneck or deep_prompt")
     _require_known_seconds(config, peft, name)
     if config.connection.block is not None:
         raise ConfigError(
@@ -53,7 +54,7 @@ def require_schedule(config: Config) -> None:
     require_held(config, name)
 
 
-def _require_known_seconds(config: Config, peft: LoraConfig, name: str) -> None:
+def _require_known_seconds(config: Config, peft: SizedConfig, name: str) -> None:
     if config.finetune.max_steps is None:
         raise ConfigError(
             f"{name} needs to know the local steps of a round; set finetune.max_steps"

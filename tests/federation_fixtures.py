@@ -31,7 +31,9 @@ NUM_DEVICES, NUM_ROUNDS = 4, 2
 ALL_DEVICES = list(range(NUM_DEVICES))
 SKEW = "data.partition.kind=quantity"  # devices of 1, 2, 3, 4 shares: no two weights are equal
 _WORDS_PER_CLASS = 10
-_BELONG = {"strategy=gradient_download": "strategy.emulator", "peft=prompt": "peft"}
+_BELONG = {"strategy=gradient_download": "strategy.emulator"} | dict.fromkeys(
+    ("peft=prompt", "peft=bottleneck", "peft=deep_prompt"), "peft"
+)
 """A choice, and what the words it replaces begin with."""
 
 
@@ -232,3 +234,24 @@ def assert_round_mean(played: Played, number: int, start: Update, survivors: lis
     sent = [exchange.updates[0] for exchange in chosen]
     wanted = fedavg64(start, sent, [num_examples(exchange) for exchange in chosen])
     assert_float32_mean(played.outcome.adapter, wanted, start, sent)
+
+
+def padded_mean(played: Played, *, all_weights: bool) -> Update:
+    """One round by hand, unit by unit in float64; what devices sent is what they were asked for."""
+    exchanges = played.of_round(1)
+    weights = [
+        float(e.received[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES])
+        for e in exchanges
+    ]
+    result = {}
+    for name, start in played.start.items():
+        total, held = np.zeros(start.shape), np.zeros(start.shape)
+        for exchange, weight in zip(exchanges, weights, strict=True):
+            sent = exchange.updates[0].get(name)
+            if sent is not None:
+                place = tuple(slice(size) for size in sent.shape)
+                total[place] += weight * sent.astype(np.float64)
+                held[place] += weight
+        divisor = np.full(start.shape, sum(weights)) if all_weights else np.maximum(held, 1)
+        result[name] = start + total / divisor
+    return result

@@ -1,40 +1,47 @@
-"""The adapter: LoRA in chosen blocks or a soft prompt, plus the task head, by name.
+"""The adapter: what is tuned in chosen blocks or in front of them, plus the task head, by name.
 
-This module says where LoRA layers go and names all parameters as PEFT names them in a saved
-adapter. The names are those of the *full* model on server and device alike, so an adapter tuned on
-an emulator plugs in as is.
+This module says where layers go and names all parameters as PEFT names them in a saved adapter.
+The names are those of the *full* model on server and device alike, so an adapter tuned on an
+emulator plugs in as is.
 """
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
+from fl_app.fomo.bottleneck import Bottlenecks, BottleneckSpec
+from fl_app.fomo.deep_prompt import DeepPrompts, DeepPromptSpec
 from fl_app.fomo.lora import LoraLayers, LoraSpec, a_drawn
+from fl_app.fomo.lora_insert import insert_lora
+from fl_app.fomo.own_format import save_own
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptedModel, PromptSpec
-from fl_app.layout.prefix import Layout
+from fl_app.fomo.unit_layers import UnitLayers
+from fl_app.layout.prefix import Layout, unit_axis
 from fl_app.updates import Update
 
-__all__ = ["Adapter", "LoraSpec", "is_head"]
+__all__ = ["Adapter", "AdapterSpec", "LoraSpec", "is_head"]
+
+AdapterSpec = LoraSpec | BottleneckSpec | DeepPromptSpec | PromptSpec
+"""What an adapter adds to a model, its head aside."""
 
 _PEFT_LEAD = "base_model.model."
-_ALL = "all-linear"
 
 
 def is_head(name: str) -> bool:
     """Tells whether a tunable parameter belongs to the task head, by its canonical name.
 
-    Heads have a learning rate of their own; LoRA factors and a soft prompt share the other one.
+    Heads have a learning rate of their own; all else shares the other one.
     """
-    return ".lora_" not in name and name != PROMPT_NAME
+    return unit_axis(name) is None and name != PROMPT_NAME
 
 
 class Adapter:
@@ -43,10 +50,11 @@ class Adapter:
     Args:
         model: a frozen full model or emulator; PEFT wraps it in place.
         blocks: indices, in the full model, of the model's blocks in order.
-        tuned_blocks: indices, in the full model, of the blocks that get LoRA.
+        tuned_blocks: indices, in the full model, of the blocks that get layers.
         heads: names of head modules tuned in full.
-        spec: the LoRA layers or the soft prompt; None tunes the head alone.
-        seed: seeds the prompt, or A, drawn uniformly as PEFT does: U(-1/sqrt(d_in), 1/sqrt(d_in)).
+        spec: the layers or the soft prompt; None tunes the head alone.
+        seed: seeds the prompt, or a bottleneck's D and LoRA's A, drawn uniformly as PEFT does:
+            U(-1/sqrt(d_in), 1/sqrt(d_in)).
         carried: names of frozen modules that are not as in the checkpoint; they are saved along, so
             that the adapter gives the same outputs on the untouched model.
         later_blocks: like ``blocks``, for the stacks after the first; None if they have the same.
@@ -64,7 +72,7 @@ class Adapter:
         blocks: Sequence[int],
         tuned_blocks: Sequence[int],
         heads: Sequence[str],
-        spec: LoraSpec | PromptSpec | None,
+        spec: AdapterSpec | None,
         seed: int,
         carried: Sequence[str] = (),
         later_blocks: Sequence[int] | None = None,
@@ -79,15 +87,31 @@ class Adapter:
         tuned[self._stacks[0]] = set(tuned_blocks)
         self.model: Any
         self._lora: LoraLayers | None = None
+        self._units: UnitLayers | None = None
         match spec:
             case LoraSpec():
-                self.model = self._wrap(model, tuned, (*heads, *carried), spec)
-                self._lora = LoraLayers(self._lora_layers(), spec, seed)
+                self.model = insert_lora(
+                    model,
+                    spec,
+                    blocks=sorted(set().union(*tuned.values())),
+                    is_tuned=partial(self._is_tuned, tuned=tuned),
+                    saved=(*heads, *carried),
+                )
+                self._units = self._lora = LoraLayers(self._lora_layers(), spec, seed)
+            case BottleneckSpec():
+                self.model = _Tuned(model, heads)
+                width = int(model.config.hidden_size)
+                self._units = Bottlenecks(self._tuned_blocks(tuned), width, spec, seed)
+            case DeepPromptSpec():
+                self.model = _Tuned(model, heads)
+                within = f".{family_of(model.config).self_attention}"
+                attentions = self._tuned_blocks(tuned, within)
+                self._units = DeepPrompts(model, attentions, spec, seed)
             case PromptSpec():
                 self.model = PromptedModel(model, spec, seed=seed, heads=heads, carried=carried)
             case None:
-                self.model = _HeadOnly(model, heads)
-        self._spec = spec
+                self.model = _Tuned(model, heads)
+        self._spec, self._heads, self._carried = spec, tuple(heads), tuple(carried)
         for module in carried:
             self.model.base_model.model.get_submodule(module).requires_grad_(False)
         for name, parameter in self.model.named_parameters():
@@ -112,41 +136,18 @@ class Adapter:
             if hasattr(module, "lora_A"):
                 yield name.removeprefix(_PEFT_LEAD), self._canonical(name), module
 
-    def _wrap(
-        self, model: Any, tuned: dict[str, set[int]], saved: Sequence[str], spec: LoraSpec
-    ) -> Any:
-        maps = [
-            name
-            for name, module in model.named_modules()
-            if (place := block_of(name, self._stacks)) is not None
-            and self._to_full[place[0]][place[1]] in tuned[place[0]]
-            and _is_linear(module)
-        ]
-        known = {name.rsplit(".", 1)[-1] for name in maps}
-        targets = set(spec.targets or family_of(model.config).targets)
-        if targets == {_ALL}:
-            targets = known
-        if unknown := targets - known:
-            raise ModelError(
-                f"peft.targets={list(spec.targets)}: the tuned blocks "
-                f"{sorted(set().union(*tuned.values()))} of a "
-                f"{model.config.model_type} model have no map {', '.join(sorted(unknown))}; choose "
-                f"among {', '.join(sorted(known))}, or {_ALL} alone"
-            )
-        modules = [name for name in maps if name.rsplit(".", 1)[-1] in targets]
-        config = peft.LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides, floats are fine
-            target_modules=modules,
-            modules_to_save=list(saved) or None,
-            task_type=None,
-        )
-        with warnings.catch_warnings():
-            # GPT-2's fused projection is a transposed map; PEFT notices and says so each time.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            # PEFT reads this by the name that transformers has replaced.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            return peft.get_peft_model(model, config)
+    def _tuned_blocks(
+        self, tuned: dict[str, set[int]], within: str = ""
+    ) -> Iterator[tuple[str, nn.Module]]:
+        for stack, blocks in tuned.items():
+            for place, number in self._to_full[stack].items():
+                if number in blocks:
+                    path = f"{stack}.{place}{within}"
+                    yield self._canonical(path), self.bare_model.get_submodule(path)
+
+    def _is_tuned(self, name: str, tuned: dict[str, set[int]]) -> bool:
+        place = block_of(name, self._stacks)
+        return place is not None and self._to_full[place[0]][place[1]] in tuned[place[0]]
 
     def _canonical(self, name: str) -> str:
         if name == PROMPT_NAME:
@@ -176,29 +177,42 @@ class Adapter:
 
     @property
     def layout(self) -> dict[int, int]:
-        """LoRA's rank in every block that can have one, by index in the full model."""
-        return {} if self._lora is None else self._lora.layout
+        """Size of every block that can have one, by index in the full model; {} for no kind."""
+        return {} if self._units is None else self._units.layout
 
     @property
-    def is_a_tuned(self) -> bool:
-        """Whether there is LoRA whose A is tuned, and so among the parameters."""
-        return bool(getattr(self._spec, "train_a", False))
+    def sends_whole_units(self) -> bool:
+        """Whether there are units of which all is tuned; not so for LoRA whose A is frozen."""
+        return self._units is not None and self._units.sends_whole_units
+
+    def probed(self) -> AbstractContextManager[dict[str, nn.Parameter]]:
+        """Gives the maps whose gradient says what a unit could gain; see ``UnitLayers.probed``.
+
+        Raises:
+            ModelError: there are no units.
+        """
+        if self._units is None:
+            raise ModelError("this adapter has no units that could gain anything; set peft=lora")
+        return self._units.probed()
 
     def resize(self, layout: Layout, units: Mapping[int, Sequence[int]] | None = None) -> None:
-        """Cuts or extends the LoRA factors in place; see ``LoraLayers.resize``.
+        """Cuts or extends the layers in place; see ``UnitLayers.resize``.
 
         Args:
-            layout: rank >= 0 of each of the blocks in ``self.layout``; empty without LoRA.
+            layout: size >= 0 of each of the blocks in ``self.layout``; empty for a head or a soft
+                prompt.
             units: rows of a frozen A, by block; None for the first ones.
 
         Raises:
-            ModelError: other blocks, a negative rank, or not as many units as ranks.
+            ModelError: other blocks, a negative size, or units that do not fit.
         """
-        if self._lora is not None:
-            self._lora.resize(layout, units)
+        if self._units is not None:
+            self._units.resize(layout, units)
             self._tuned = self._tunable()
         elif layout:
-            raise ModelError(f"layout {dict(layout)}: this adapter has no LoRA; leave it empty")
+            raise ModelError(
+                f"layout {dict(layout)}: this adapter has no LoRA nor other layers; leave it empty"
+            )
 
     def read(self) -> Update:
         """Returns a float32 copy of the tunable parameters."""
@@ -225,13 +239,27 @@ class Adapter:
         return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Saves in Hugging Face PEFT format, for ``peft.PeftModel.from_pretrained``.
+        """Saves LoRA and soft prompts in Hugging Face PEFT format, for its ``from_pretrained``.
+
+        What PEFT does not know is saved for ``fl_app.fomo.load_adapter``.
 
         Raises:
             ModelError: only a head was tuned, which is no PEFT adapter.
         """
-        if self._spec is None:
-            raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
+        match self._spec:
+            case None:
+                raise ModelError("peft=head tunes no PEFT adapter; there is nothing to save")
+            case BottleneckSpec() | DeepPromptSpec() as spec:
+                save_own(
+                    folder,
+                    spec,
+                    layout=self.layout,
+                    tuned=self._tuned,
+                    model=self.bare_model,
+                    heads=self._heads,
+                    carried=self._carried,
+                )
+                return
         self.model.save_pretrained(folder)
         # PEFT writes its set of names in random order; equal adapters shall be equal files.
         path = folder / "adapter_config.json"
@@ -241,8 +269,8 @@ class Adapter:
         path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
-class _HeadOnly(nn.Module):
-    """A model of which only the head is tuned, named like PEFT's wrapping."""
+class _Tuned(nn.Module):
+    """A model whose head is tuned, and what was put into it, named like PEFT's wrapping."""
 
     def __init__(self, model: Any, heads: Sequence[str]) -> None:
         super().__init__()
@@ -256,10 +284,3 @@ class _HeadOnly(nn.Module):
         """Runs the model."""
         model: Any = self.base_model.model
         return model(**inputs)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Tells linear maps (GPT-2's transposed ones too) from norms and T5's table of positions."""
-    weight = getattr(module, "weight", None)
-    is_matrix = torch.is_tensor(weight) and weight.ndim == 2
-    return is_matrix and not isinstance(module, nn.Embedding)

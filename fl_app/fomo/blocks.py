@@ -24,6 +24,7 @@ class Family:
         depth_fields: configuration fields that hold the number of blocks, one for each stack.
         targets: names of the linear maps inside a block that LoRA adapts where ``peft.targets`` is
             empty (query and value projections, or the fused projection of a family that has one).
+        self_attention: name, inside a block, of the module that computes self-attention.
         feed_forward: name, inside a block of the first stack, of the linear map into the neurons of
             the feed-forward network.
         pooler: name, relative to the model without its head, of a frozen map between the last block
@@ -33,20 +34,33 @@ class Family:
     stacks: tuple[str, ...]
     depth_fields: tuple[str, ...]
     targets: tuple[str, ...]
+    self_attention: str
     feed_forward: str
     pooler: str | None = None
 
 
-_BERT = Family(("encoder.layer",), ("num_hidden_layers",), ("query", "value"), "intermediate.dense")
+_BERT = Family(
+    ("encoder.layer",),
+    ("num_hidden_layers",),
+    ("query", "value"),
+    "attention.self",
+    "intermediate.dense",
+)
 _POOLED = dataclasses.replace(_BERT, pooler="pooler")
-_LLAMA = Family(("layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "mlp.gate_proj")
+_LLAMA = Family(
+    ("layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "self_attn", "mlp.gate_proj"
+)
 
 FAMILIES: dict[str, Family] = {
     "bert": _POOLED,
     "roberta": _BERT,
-    "distilbert": Family(("transformer.layer",), ("n_layers",), ("q_lin", "v_lin"), "ffn.lin1"),
-    "gpt2": Family(("h",), ("n_layer",), ("c_attn",), "mlp.c_fc"),
-    "opt": Family(("decoder.layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "fc1"),
+    "distilbert": Family(
+        ("transformer.layer",), ("n_layers",), ("q_lin", "v_lin"), "attention", "ffn.lin1"
+    ),
+    "gpt2": Family(("h",), ("n_layer",), ("c_attn",), "attn", "mlp.c_fc"),
+    "opt": Family(
+        ("decoder.layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "self_attn", "fc1"
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -54,9 +68,12 @@ FAMILIES: dict[str, Family] = {
         ("encoder.block", "decoder.block"),
         ("num_layers", "num_decoder_layers"),
         ("q", "v"),
+        "layer.0.SelfAttention",
         "layer.1.DenseReluDense.wi",
     ),
-    "vit": Family(("layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "mlp.fc1"),
+    "vit": Family(
+        ("layers",), ("num_hidden_layers",), ("q_proj", "v_proj"), "attention", "mlp.fc1"
+    ),
 }
 
 

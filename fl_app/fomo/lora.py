@@ -5,7 +5,8 @@ names and grow again for the next one: units are kept in nested order, the scale
 rank of the configuration, whatever rank a block has.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_app.errors import ModelError
+from fl_app.fomo.unit_layers import require_layout
 from fl_app.layout.prefix import Layout, block_number
 from fl_app.seeding import generator
 from fl_app.updates import Update
@@ -82,7 +83,7 @@ class _Layer:
 
 
 class LoraLayers:
-    """The LoRA layers of one model.
+    """The LoRA layers of one model; see ``UnitLayers``.
 
     Args:
         named: (path in the model, canonical name, PEFT's layer) of each.
@@ -103,6 +104,24 @@ class LoraLayers:
     def frozen_maps(self) -> dict[str, nn.Parameter]:
         """The frozen weights that LoRA adapts, by canonical name of the map."""
         return {layer.canonical: layer.peft.get_base_layer().weight for layer in self._layers}
+
+    @contextmanager
+    def probed(self) -> Iterator[dict[str, nn.Parameter]]:
+        """Has the frozen maps require gradients; see ``UnitLayers.probed``."""
+        maps = self.frozen_maps
+        for weight in maps.values():
+            weight.requires_grad_(True)
+        try:
+            yield maps
+        finally:
+            for weight in maps.values():
+                weight.requires_grad_(False)
+                weight.grad = None
+
+    @property
+    def sends_whole_units(self) -> bool:
+        """Whether A is tuned, and so travels with B."""
+        return self._spec.train_a
 
     @property
     def layout(self) -> dict[int, int]:
@@ -125,13 +144,7 @@ class LoraLayers:
         Raises:
             ModelError: other blocks, a negative rank, or not as many units as ranks.
         """
-        own = self.layout
-        if set(layout) != set(own) or min(layout.values(), default=0) < 0:
-            raise ModelError(
-                f"layout {dict(layout)} must give each of the tuned blocks {list(own)} a rank >= 0"
-            )
-        if units and any(len(units.get(block, ())) != rank for block, rank in layout.items()):
-            raise ModelError(f"units {dict(units)} must be as many as the ranks {dict(layout)}")
+        require_layout(layout, self.layout, units)
         for layer in self._layers:
             if layer.rank != layout[layer.block]:
                 self._resize(layer, layout[layer.block])

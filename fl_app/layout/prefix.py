@@ -1,8 +1,11 @@
-"""LoRA layouts on named arrays: prefix slices, padding, and who holds which coordinate.
+"""Layouts on named arrays: prefix slices, padding, and who holds which coordinate.
 
-A layout gives every tuned block one rank, the same for all of its maps. Units are kept in nested
-order, so a smaller layout is a prefix of a larger one: A[:r] and B[:, :r]. Rank 0 leaves a block's
-factors out altogether; what is not there is not sent.
+A layout gives every tuned block one size: a rank, the same for all of its maps, the width of a
+bottleneck adapter, or the length of a deep prompt. Units are kept in nested order, so a smaller
+layout is a prefix of a larger one: A[:r] and B[:, :r]. Size 0 leaves a block's arrays out
+altogether; what is not there is not sent.
+
+Below, a *factor* is an array that is counted in units, and a *rank* its number of them.
 """
 
 import re
@@ -17,14 +20,18 @@ from fl_app.updates import Update
 Layout = Mapping[int, int]
 """Block of the full model to rank >= 0; encoder and decoder of one model have one layout."""
 
-_FACTOR = re.compile(r"\.lora_([AB])\.weight$")
-_NUMBER = re.compile(r"\.(\d+)\.")
+DOWN, UP = ".bottleneck.down", ".bottleneck.up"
+"""Ends of the names of a bottleneck adapter's D [width, d] and U [d, width]."""
+KEYS, VALUES = ".prompt.keys", ".prompt.values"
+"""The same of a deep prompt's keys [length, w] and values [length, w]."""
+_AXES = {".lora_A.weight": 0, ".lora_B.weight": 1, DOWN: 0, UP: 1, KEYS: 0, VALUES: 0}
+"""End of a factor's name to the axis that counts units."""
+_NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 def unit_axis(name: str) -> int | None:
-    """Returns the axis of an array that counts units: 0 for A, 1 for B, None for all else."""
-    found = _FACTOR.search(name)
-    return None if found is None else "AB".index(found[1])
+    """Returns the axis of an array that counts units: 0 for A, 1 for B, None where none does."""
+    return next((axis for end, axis in _AXES.items() if name.endswith(end)), None)
 
 
 def block_number(name: str) -> int:

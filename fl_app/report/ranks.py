@@ -1,4 +1,4 @@
-"""The picture of a layout: LoRA ranks of server and device classes, block by block."""
+"""The picture of a layout: sizes of server and device classes, block by block."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,14 +7,16 @@ from fl_app.report import canvas
 from fl_app.report.canvas import INK
 from fl_app.result import RunResult
 
+_NAMES = {"rank": "LoRA rank", "width": "Bottleneck width", "length": "Virtual tokens"}
+"""What a size is called in the title, by its name in ``result.json``."""
 _MOST_NUMBERS = 40
 """Blocks beyond which the numbers in the cells would be finer than the print."""
 
 
 def draw_ranks(result: RunResult) -> Figure | None:
-    """Returns blocks across; server and classes down; darker for a higher rank.
+    """Returns blocks across; server and classes down; darker for a larger size.
 
-    None where all blocks and devices are alike, or without LoRA.
+    None where all blocks and devices are alike, or nothing has a size.
     """
     layout = result.layout
     if layout is None or (layout["rule"] == "uniform" and not layout["classes"]):
@@ -48,5 +50,5 @@ def draw_ranks(result: RunResult) -> Figure | None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("block (0: nearest to the input)", color=INK, fontsize=9)
-    canvas.title(axes, f"LoRA rank of every block, rule {layout['rule']}")
+    canvas.title(axes, f"{_NAMES[layout['size']]} of every block, rule {layout['rule']}")
     return figure

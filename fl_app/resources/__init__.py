@@ -9,7 +9,7 @@ Conventions that hold in every module of this package:
   and the optimiser are left out (their share is of the order of one over the width).
 * A *real* is one number of a tensor; bytes are reals times bytes per real.
 * A *size* is what a layout gives a block: a LoRA rank, the width of bottleneck adapters, or the
-  length of a prefix. Size 0 costs nothing.
+  length of a deep prompt. Size 0 costs nothing.
 * Blocks are numbered in forward order. An encoder-decoder's encoder blocks come first, so the last
   block is the one nearest to the loss in every family.
 * Attention is fused (it stores no matrix of scores), batches are padded and carry a mask, and

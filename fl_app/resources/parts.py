@@ -8,6 +8,7 @@ price of a layout depends on how far the deepest tuned block is from the loss.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fl_app.resources.activations import kept
 from fl_app.resources.tally import Input, Map, Norm, Tally
 from fl_app.resources.tuning import Tuning
 
@@ -70,16 +71,19 @@ class Attention:
             tally.frozen_map(each, tokens, in_grad=in_grad)
             if has_lora:
                 tally.lora(each, tokens, size, in_grad=in_grad, train_a=tuning.train_a)
+        tally.keeps_shared |= any(sources) or any(tuned[:2])  # values are not turned
         if tuning.train_a:
             if self.is_cross:
                 tally.keeps_memory |= any(tuned[1:])
                 tally.saved_reals += own * self.reads[0].d_in * tuned[0]
             else:
                 tally.saved_reals += own * self.reads[0].d_in * any(tuned)
-        prefix = size if tuning.has_prefix and not self.is_cross else 0
-        tally.tuned_params += 2 * prefix * self.kv_width
-        keys += prefix
-        flows = any(tuned) or any(sources) or prefix > 0
+        prompt = size if tuning.has_deep_prompt and not self.is_cross else 0
+        tally.tuned_params += 2 * prompt * self.kv_width
+        keys += prompt
+        # queries are a view of the fused map's output, which keys and values no longer are
+        tally.saved_reals += 2 * own * width * (prompt > 0 and len(self.reads) == 1)
+        flows = any(tuned) or any(sources) or prompt > 0
         products = 2 * at.batch * at.tokens * keys * width
         tally.forward_flops += 2 * products
         if flows:
@@ -162,21 +166,39 @@ def _behind(
     grad: bool,
     is_kept: bool,
 ) -> bool:
-    """Counts a part's last map and the bottleneck adapter behind it; returns the new bit."""
+    """Counts a part's last map; returns the new bit."""
     tally.frozen_map(each, tokens, in_grad=grad)
     if size > 0 and each.name in tuning.targets:
         tally.lora(each, tokens, size, in_grad=grad, train_a=tuning.train_a)
         tally.saved_reals += tokens * each.d_in * (not is_kept)
         grad = True
-    if size > 0 and tuning.has_bottleneck:
-        width = each.d_out
-        half = 2 * tokens * width * size
-        tally.forward_flops += 2 * half
-        tally.backward_flops += 3 * half + half * grad
-        tally.saved_reals += tokens * (width + size)
-        tally.tuned_params += 2 * width * size + size + width
-        grad = True
     return grad
+
+
+def behind_block(
+    tally: Tally, at: Input, tuning: Tuning, width: int, size: int, *, grad: bool
+) -> bool:
+    """Counts the bottleneck adapter behind a block, if there is one; returns the new bit.
+
+    Args:
+        tally: what the block costs so far.
+        at: shape of the input.
+        tuning: what ``size`` means.
+        width: d of the stream.
+        size: the block's size, >= 0.
+        grad: whether the stream needs a gradient in front of the adapter.
+    """
+    if size == 0 or not tuning.bottleneck:
+        return grad
+    tokens = at.batch * at.tokens
+    half = 2 * tokens * width * size
+    num_kept, keeps_output = kept(tuning.bottleneck)
+    tally.forward_flops += 2 * half
+    tally.backward_flops += 3 * half + half * grad
+    # the adapter's input for D's gradient, act's output for U's
+    tally.saved_reals += tokens * (width + size * (num_kept + (not keeps_output)))
+    tally.tuned_params += 2 * width * size
+    return True
 
 
 def num_params(parts: Sequence[Part]) -> int:

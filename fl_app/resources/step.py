@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fl_app.resources.architecture import Architecture
 from fl_app.resources.errors import ResourceError
+from fl_app.resources.parts import behind_block
 from fl_app.resources.tally import Input, Tally
 from fl_app.resources.tuning import Tuning
 
@@ -114,6 +115,8 @@ class StepModel:
             at, tally, flow = self._encoder if is_encoder else self._last, Tally(), grad
             for part in self.architecture.blocks[index]:
                 flow = part.walk(tally, at, self.tuning, size, grad=flow, memory_grad=memory_grad)
+            width = self.architecture.width
+            flow = behind_block(tally, at, self.tuning, width, size, grad=flow)
             self._accounts[key] = tally, flow
         return self._accounts[key]
 
@@ -193,7 +196,7 @@ class StepModel:
         if memory_grad and shape.norm is not None:
             total.norm(shape.norm, self._encoder.batch * self._encoder.tokens, in_grad=True)
         total.saved_reals += total.keeps_memory * at.batch * at.memory_tokens * shape.width
-        total.saved_reals += grad * at.tokens * shape.shared_per_token
+        total.saved_reals += total.keeps_shared * at.tokens * shape.shared_per_token
         kept = total.saved_reals * self._activation_bytes
         return StepCost(
             forward_flops=total.forward_flops,
@@ -212,3 +215,4 @@ def _add(total: Tally, more: Tally) -> None:
     total.saved_reals += more.saved_reals
     total.tuned_params += more.tuned_params
     total.keeps_memory |= more.keeps_memory
+    total.keeps_shared |= more.keeps_shared

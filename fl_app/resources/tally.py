@@ -72,6 +72,7 @@ class Tally:
         saved_reals: activations kept from forward to backward.
         tuned_params: tuned parameters.
         keeps_memory: whether the encoder's output is kept; all blocks share one copy.
+        keeps_shared: the same of what turns queries and keys (rotary positions).
     """
 
     forward_flops: int = 0
@@ -79,6 +80,7 @@ class Tally:
     saved_reals: int = 0
     tuned_params: int = 0
     keeps_memory: bool = False
+    keeps_shared: bool = False
 
     def frozen_map(self, each: Map, tokens: int, *, in_grad: bool) -> None:
         """Counts a frozen map of ``tokens`` rows; ``in_grad``: its input needs a gradient."""

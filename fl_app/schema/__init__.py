@@ -42,6 +42,8 @@ from fl_app.schema.gradient import (
     StreamConfig,
 )
 from fl_app.schema.model import (
+    BottleneckConfig,
+    DeepPromptConfig,
     HeadConfig,
     HubModel,
     LocalModel,
@@ -50,6 +52,7 @@ from fl_app.schema.model import (
     ModelConfig,
     PeftConfig,
     PromptTuningConfig,
+    SizedConfig,
 )
 from fl_app.schema.prompt import (
     EnsembleConfig,
@@ -75,6 +78,7 @@ from fl_app.schema.transfer import ContactConfig, TransferPrompt
 __all__ = [
     "LAYOUT_RULES",
     "AircompChannel",
+    "BottleneckConfig",
     "BudgetConfig",
     "CellConfig",
     "ChannelConfig",
@@ -82,6 +86,7 @@ __all__ = [
     "ConnectionConfig",
     "ContactConfig",
     "DataConfig",
+    "DeepPromptConfig",
     "DeviceClassConfig",
     "DeviceConfig",
     "DigitalChannel",
@@ -123,6 +128,7 @@ __all__ = [
     "ScoresConfig",
     "ServerRuleConfig",
     "SimulationFederation",
+    "SizedConfig",
     "StrategyConfig",
     "StreamConfig",
     "TransferPrompt",

@@ -98,8 +98,10 @@ class DeviceClassConfig(DeviceConfig, BudgetConfig):
 
 @dataclass
 class LayoutConfig(BudgetConfig):
-    """LoRA's rank in every block outside the middle.
+    """The size of every block outside the middle: rank, width, or virtual tokens.
 
+    Below, a rank is a size of any kind; with peft=bottleneck peft.rank is peft.width, with
+    peft=deep_prompt it is peft.num_tokens.
     Without a limit the parameters are those of the uniform layout of peft.rank, so that rules
     compare at equal parameters. With federation.classes the server's layout keeps ``params`` alone;
     the other limits are every class's.

@@ -1,5 +1,6 @@
 """Options of the foundation model and of what is tuned in it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import inf
 
@@ -75,7 +76,83 @@ class PromptTuningConfig(PeftConfig):
 
 
 @dataclass
-class LoraConfig(PeftConfig):
+class SizedConfig(PeftConfig, ABC):
+    """What has a size in every block outside the middle: a number of units."""
+
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """Which block gets what size."""
+    combine: str = "pad"
+    """How unequal sizes are combined: pad (zero padding, each coordinate divided by the weights of
+    the devices that hold it: its full step, but biased, W / W_present times the mean over all
+    devices) or zero (divided by all weights: slow where few hold it, and unbiased where half of a
+    unit is fixed, for LoRA freeze-a and alternate). LoRA also has flex (mean of products, SVD back
+    to the ranks; with peft.aggregation=exact)."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Units of every block of the uniform layout."""
+
+    @property
+    @abstractmethod
+    def size_name(self) -> str:
+        """What a block's size is called."""
+
+
+@dataclass
+class BottleneckConfig(SizedConfig):
+    """A bottleneck adapter behind every block outside the middle: h + U act(D h)."""
+
+    width: int = 16
+    """Rows of D in every block of the uniform layout; a unit is one row of D, one column of U."""
+    activation: str = "gelu"
+    """act: gelu or relu."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("peft.width", self.width, self.width >= 1, "must be >= 1")
+        one_of("peft.activation", self.activation, ("gelu", "relu"))
+        one_of("peft.combine", self.combine, ("pad", "zero"))
+
+    @property
+    def size(self) -> int:
+        """Width of every block of the uniform layout."""
+        return self.width
+
+    @property
+    def size_name(self) -> str:
+        """See ``SizedConfig``."""
+        return "width"
+
+
+@dataclass
+class DeepPromptConfig(SizedConfig):
+    """Virtual tokens of every block outside the middle: tuned keys and values of its attention."""
+
+    num_tokens: int = 8
+    """Virtual tokens of every block in the uniform layout; inputs get no longer by them."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        require("peft.num_tokens", self.num_tokens, self.num_tokens >= 1, "must be >= 1")
+        one_of("peft.combine", self.combine, ("pad", "zero"))
+        rule = self.layout.rule
+        allowed = "virtual tokens have no gain before they are there; choose rule=sensitivity"
+        require("peft.layout.rule", rule, rule != "cost_aware", allowed)
+
+    @property
+    def size(self) -> int:
+        """Virtual tokens of every block in the uniform layout."""
+        return self.num_tokens
+
+    @property
+    def size_name(self) -> str:
+        """See ``SizedConfig``."""
+        return "length"
+
+
+@dataclass
+class LoraConfig(SizedConfig):
     """LoRA in the blocks outside the middle."""
 
     rank: int = 8
@@ -89,13 +166,6 @@ class LoraConfig(PeftConfig):
     """freeze-a (A frozen and equal, averaging B is exact), exact (average B A, re-factor by SVD),
     factors (average A and B separately: biased, common practice), alternate (B in odd rounds, A in
     even ones: each average is exact, and only what is tuned travels)."""
-    layout: LayoutConfig = field(default_factory=LayoutConfig)
-    """Which block gets what rank."""
-    combine: str = "pad"
-    """How unequal ranks are combined: pad (zero padding, each coordinate divided by the weights of
-    the devices that hold it: its full step, but biased, W / W_present times the mean over all
-    devices), zero (divided by all weights: unbiased with freeze-a and alternate, slow where few
-    hold it), flex (mean of products, SVD back to the ranks; with peft.aggregation=exact)."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -103,3 +173,13 @@ class LoraConfig(PeftConfig):
         require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
         one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors", "alternate"))
         one_of("peft.combine", self.combine, ("pad", "zero", "flex"))
+
+    @property
+    def size(self) -> int:
+        """Rank of every block of the uniform layout."""
+        return self.rank
+
+    @property
+    def size_name(self) -> str:
+        """See ``SizedConfig``."""
+        return "rank"

@@ -222,7 +222,7 @@ WRONG: dict[str, list[str]] = {
     "data.partition.beta=1": ["beta", "kind", "alpha", "column", "law"],
     "channel.snr_db=3": ["snr_db", "channel=aircomp|digital|ideal"],
     "model.path=/x": ["path", "MinilmModel", "model=hub|local|minilm"],  # belongs to model=local
-    "peft=head peft.rank=2": ["rank", "HeadConfig", "peft=head|lora"],
+    "peft=head peft.rank=2": ["rank", "HeadConfig", "peft=bottleneck|deep_prompt|head|lora"],
     "foo.bar.baz=1": ["foo", *TOP],
     # unknown choices: the choices
     "model=huge": ["model/huge", "hub", "local", "minilm"],

@@ -47,6 +47,7 @@ def test_the_result_says_who_tuned_what(done: tuple[Path, RunResult]) -> None:
     assert read_result(folder) == result
     head, unit = 4 * 16 + 4, 2 * 16  # B of query and value alone, for A is frozen
     assert raw["layout"] == {
+        "size": "rank",
         "rule": "linear_up",
         "combine": "pad",
         "server": [2, 0, 0, 0, 4],

@@ -11,10 +11,15 @@ from fl_app.job import adapter_sha256
 from fl_app.layout.prefix import cut, layout_of
 from fl_app.layout_wire import RANK_BYTES
 from fl_app.records import blob_of, from_blob
-from fl_app.updates import Update
 from strategies.fit import require_fit
 from tests import fakes
-from tests.federation_fixtures import NUM_DEVICES, Played, Player, player, tiny_federation
+from tests.federation_fixtures import (
+    NUM_DEVICES,
+    Player,
+    padded_mean,
+    player,
+    tiny_federation,
+)
 from tests.radio_rounds import config_of
 
 __all__ = ["player", "tiny_federation"]
@@ -35,37 +40,16 @@ FLEX = (
 )
 
 
-def _mean(played: Played, *, all_weights: bool) -> Update:
-    """One round by hand, unit by unit in float64; what devices sent is what they were asked for."""
-    exchanges = played.of_round(1)
-    weights = [
-        float(e.received[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES])
-        for e in exchanges
-    ]
-    result = {}
-    for name, start in played.start.items():
-        total, held = np.zeros(start.shape), np.zeros(start.shape)
-        for exchange, weight in zip(exchanges, weights, strict=True):
-            sent = exchange.updates[0].get(name)
-            if sent is not None:
-                place = tuple(slice(size) for size in sent.shape)
-                total[place] += weight * sent.astype(np.float64)
-                held[place] += weight
-        divisor = np.full(start.shape, sum(weights)) if all_weights else np.maximum(held, 1)
-        result[name] = start + total / divisor
-    return result
-
-
 @pytest.mark.parametrize("combine", ["pad", "zero"])
 def test_a_round_is_the_mean_by_hand(player: Player, combine: str) -> None:
     played = player.play(*CLASSES, f"peft.combine={combine}", "strategy.num_rounds=1", warm=True)
-    wanted = _mean(played, all_weights=combine == "zero")
+    wanted = padded_mean(played, all_weights=combine == "zero")
     given = played.outcome.adapter
     assert len({len(exchange.updates[0]) for exchange in played.of_round(1)}) == 2  # one has rank 0
     bound = 16 * float(np.finfo(np.float32).eps)
     for name, array in given.items():
         assert np.abs(array - wanted[name]).max() <= bound
-    other = _mean(played, all_weights=combine != "zero")
+    other = padded_mean(played, all_weights=combine != "zero")
     assert max(np.abs(other[name] - wanted[name]).max() for name in wanted) > 100 * bound
 
 
@@ -138,7 +122,7 @@ def test_a_radio_carries_what_devices_hold(player: Player, channel: tuple[str, .
     """Without noise to speak of the result is that of the ideal link; bytes are fewer."""
     words = (*channel, "channel.tx_snr_db=140", "strategy.num_rounds=1")
     played = player.play(*CLASSES, *words, warm=True)
-    wanted = _mean(played, all_weights=False)
+    wanted = padded_mean(played, all_weights=False)
     moved = max(float(np.abs(wanted[n] - played.start[n]).max()) for n in wanted)
     off = max(float(np.abs(played.outcome.adapter[n] - wanted[n]).max()) for n in wanted)
     assert off <= 2e-3 * moved

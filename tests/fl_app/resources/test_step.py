@@ -15,7 +15,7 @@ from fl_app.resources.errors import ResourceError
 from fl_app.resources.families import FAMILIES, architecture_of
 from fl_app.resources.step import StepCost, StepModel
 from fl_app.resources.tally import Tally
-from fl_app.resources.tuning import BOTTLENECK, PREFIX, lora
+from fl_app.resources.tuning import DEEP_PROMPT, lora
 from tests.fl_app.resources.tuned_models import (
     BATCH,
     CLASSIFIERS,
@@ -155,32 +155,9 @@ def test_estimated_peak_is_near_the_measured_one() -> None:
         assert 0.9 < estimate / live.peak < 1.15, (block, estimate, live.peak)
 
 
-class _Bottleneck(nn.Module):
-    """Houlsby's adapter behind a map."""
-
-    def __init__(self, inner: nn.Module, width: int, size: int) -> None:
-        super().__init__()
-        self.inner, self.down, self.up = inner, nn.Linear(width, size), nn.Linear(size, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h: torch.Tensor = self.inner(x)
-        return h + self.up(torch.relu(self.down(h)))  # type: ignore[no-any-return]
-
-
-def test_bottleneck_adapters_are_counted_exactly() -> None:
-    sizes = [0, 3, 0, 2, 0]
-    model = frozen_model(config_of("opt"), "causal_lm")
-    for block, size in zip(model.model.decoder.layers, sizes, strict=True):
-        if size:
-            block.self_attn.out_proj = _Bottleneck(block.self_attn.out_proj, 16, size)
-            block.fc2 = _Bottleneck(block.fc2, 16, size)
-    step = StepModel(shapes_of("opt"), BOTTLENECK, batch=BATCH, sequence=SEQUENCE)
-    assert_equal(count_step(model, inputs_of("opt", "causal_lm")), step.cost(sizes))
-
-
-def test_a_prefix_is_counted_as_attention_over_longer_keys() -> None:
+def test_a_deep_prompt_is_counted_as_attention_over_longer_keys() -> None:
     shapes, size = shapes_of("gpt2"), 4
-    step = StepModel(shapes, PREFIX, batch=BATCH, sequence=SEQUENCE)
+    step = StepModel(shapes, DEEP_PROMPT, batch=BATCH, sequence=SEQUENCE)
     cost, width, heads = step.cost([0, 0, 0, 0, size]), 16, 2
     plain = step.cost([0] * 5)
     q = torch.randn(BATCH, heads, SEQUENCE, width // heads)
@@ -203,7 +180,7 @@ def test_a_prefix_is_counted_as_attention_over_longer_keys() -> None:
     assert cost.tuned_params == kv.numel()
     tally = Tally()
     attention = shapes.blocks[-1][0]
-    attention.walk(tally, step._last, PREFIX, size, grad=False, memory_grad=False)
+    attention.walk(tally, step._last, DEEP_PROMPT, size, grad=False, memory_grad=False)
     out_map = 2 * BATCH * SEQUENCE * width * width
     assert tally.backward_flops == counted.backward_flops + out_map
     mask = BATCH * SEQUENCE * (SEQUENCE + size)
