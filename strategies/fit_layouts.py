@@ -11,7 +11,7 @@ from fl_app.schema import (
     GradientDownloadStrategy,
     LoraConfig,
 )
-from strategies.rules import COMPARING, REMEMBERING
+from strategies.rules import COMPARING, MEANS, REMEMBERING
 
 
 def require_layouts(config: Config) -> None:
@@ -31,6 +31,8 @@ def require_layouts(config: Config) -> None:
                     "peft=lora or federation.classes=[]"
                 )
             return
+    if peft.combine == "stack":
+        _require_stack(config, peft)
     if not classes and peft.layout.is_plain:
         return
     match config.strategy:
@@ -57,6 +59,29 @@ def require_layouts(config: Config) -> None:
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
+
+
+def _require_stack(config: Config, peft: LoraConfig) -> None:
+    """Checks that every device's factors arrive, and that frozen weights can take them."""
+    require_combine(config, peft)
+    rule = config.strategy.server_rule.name
+    if rule not in MEANS:
+        raise ConfigError(
+            f"strategy.server_rule.name={rule} is not the mean that peft.combine=stack is; set "
+            f"{' or '.join(sorted(MEANS))}, or peft.combine=flex"
+        )
+    match config.strategy:
+        case GradientDownloadStrategy():
+            raise ConfigError(
+                "peft.combine=stack merges into the frozen weights of devices, and with "
+                "strategy=gradient_download these are at the server; set peft.combine=pad, or "
+                "strategy=emulator_download"
+            )
+    if config.connection.block is not None:
+        raise ConfigError(
+            f"peft.combine=stack has no measured way through connection.block="
+            f"{config.connection.block}; set connection.block=null, or peft.combine=flex"
+        )
 
 
 def _require_priced(config: Config, peft: LoraConfig) -> None:
@@ -141,10 +166,11 @@ def _require_rounds(config: Config, peft: LoraConfig) -> None:
 
 def require_combine(config: Config, peft: LoraConfig) -> None:
     """Checks how unequal ranks are combined."""
-    if (peft.combine == "flex") != (peft.aggregation == "exact"):
+    if (peft.combine in ("flex", "stack")) != (peft.aggregation == "exact"):
         raise ConfigError(
-            f"peft.combine={peft.combine} and peft.aggregation={peft.aggregation}: flex is the "
-            "mean of products, which is aggregation exact, and only it is; set both or neither"
+            f"peft.combine={peft.combine} and peft.aggregation={peft.aggregation}: flex and stack "
+            "are means of products, which is aggregation exact, and only they are; set "
+            "peft.aggregation=exact with either, or neither"
         )
     rule = config.strategy.server_rule.name
     if peft.combine != "flex" and rule in COMPARING:

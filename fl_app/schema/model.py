@@ -95,11 +95,13 @@ class LoraConfig(PeftConfig):
     """How unequal ranks are combined: pad (zero padding, each coordinate divided by the weights of
     the devices that hold it: its full step, but biased, W / W_present times the mean over all
     devices), zero (divided by all weights: unbiased with freeze-a and alternate, slow where few
-    hold it), flex (mean of products, SVD back to the ranks; with peft.aggregation=exact)."""
+    hold it), flex (mean of products, SVD back to the ranks; with peft.aggregation=exact), stack
+    (all factors, merged into the frozen weights of every device; LoRA begins anew in every round;
+    nothing is discarded, with equal ranks too; with peft.aggregation=exact)."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
         require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
         one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors", "alternate"))
-        one_of("peft.combine", self.combine, ("pad", "zero", "flex"))
+        one_of("peft.combine", self.combine, ("pad", "zero", "flex", "stack"))
