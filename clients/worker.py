@@ -14,9 +14,12 @@ from clients.device_data import DeviceData
 from clients.loaded import Loaded
 from fl_app import wire
 from fl_app.finetune import tune
+from fl_app.fomo.lora import lora_start
 from fl_app.fomo.package import unpack
 from fl_app.gains_wire import gains_reply
+from fl_app.layout.prefix import unit_axis
 from fl_app.profiling import gains_of
+from fl_app.records import from_blob
 from fl_app.schema import Config
 from fl_app.seeding import generator
 from fl_app.settings import (
@@ -28,7 +31,7 @@ from fl_app.settings import (
     unit_scores,
 )
 from fl_app.tasks import Encoded, Task
-from fl_app.updates import subtract, travels
+from fl_app.updates import Update, subtract, travels
 
 
 class EmulatorSession:
@@ -48,6 +51,8 @@ class EmulatorSession:
         )
         self.data_digest = package.data_digest
         self.encoded: dict[int, Encoded] = {}
+        self.merged: tuple[str, ...] = ()
+        """Content hashes of the stacks that are in the frozen weights."""
 
 
 class EmulatorWorker:
@@ -70,7 +75,41 @@ class EmulatorWorker:
         """Returns the device's emulator, keeping one that came along; None if it has none."""
         if order.emulator is not None:
             self._cache.put(order.device, order.model_hash, order.emulator)
-        return self._loaded.of(order.device, order.model_hash)
+        for name, blob in order.new_stacks.items():
+            self._cache.put(order.device, name, blob)
+        session = self._loaded.of(order.device, order.model_hash)
+        return None if session is None else self._merged(order, session)
+
+    def _merged(self, order: wire.Order, session: EmulatorSession) -> EmulatorSession | None:
+        """Returns a session with the order's stacks merged; None where the device lacks one.
+
+        They are merged in their order, so the weights are the same bits whether a process has seen
+        all rounds or begins with this one.
+        """
+        wanted = order.stacks or ()
+        if any(not self._cache.has(order.device, name) for name in wanted):
+            return None
+        if session.merged != wanted[: len(session.merged)]:  # of another run, say
+            self._loaded.forget()
+            fresh = self._loaded.of(order.device, order.model_hash)
+            if fresh is None:
+                return None
+            session = fresh
+        for name in wanted[len(session.merged) :]:
+            blob = self._cache.get(order.device, name)
+            if blob is None:
+                return None
+            session.adapter.merge(from_blob(blob))
+            session.merged += (name,)
+        return session
+
+    def _start(self, order: wire.Order, session: EmulatorSession) -> Update:
+        """Returns what the device begins with: as sent, with LoRA as drawn where none is sent."""
+        if order.stacks is None:
+            return order.adapter
+        own = session.adapter.parameters
+        shapes = {n: tuple(p.shape) for n, p in own.items() if unit_axis(n) is not None}
+        return order.adapter | lora_start(shapes, self._config.seed, order.round)
 
     def gains(self, message: Message) -> Message:
         """Looks at the gradient of this device's data in front of the first round."""
@@ -98,7 +137,8 @@ class EmulatorWorker:
         encoded = self._data.encoded(order.device, session)
         if order.layout:
             session.adapter.resize(order.layout, order.units)
-        session.adapter.write(order.adapter)
+        start = self._start(order, session)
+        session.adapter.write(start)
         tuned = {
             name: parameter
             for name, parameter in session.adapter.parameters.items()
@@ -122,7 +162,7 @@ class EmulatorWorker:
             order,
             update=subtract(
                 {name: array for name, array in session.adapter.read().items() if name in tuned},
-                order.adapter,
+                start,
             ),
             layout_hash=session.adapter.layout_hash(),
             num_examples=len(encoded),

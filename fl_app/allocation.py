@@ -173,7 +173,7 @@ def facts_of(
     return {
         "size": peft.size_name,
         "rule": peft.layout.rule,
-        "combine": peft.combine if classes else None,
+        "combine": peft.combine if classes or peft.combine == "stack" else None,
         "server": server["ranks"],
         "params": server["params"],
         "classes": classes,

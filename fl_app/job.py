@@ -21,7 +21,7 @@ from fl_app.records import blob_of, blob_record, from_blob, to_blob
 from fl_app.result import RoundRecord
 from fl_app.schema import Config, SizedConfig
 from fl_app.updates import Update
-from strategies.adaptive import build_layouts
+from strategies.adaptive import build_layouts, build_start
 from strategies.ask_gains import ask_gains
 from strategies.build import build_strategy
 from strategies.build_uplink import build_uplink
@@ -90,12 +90,14 @@ def federate(
             )
             bench.take(gains)
     layouts, scoring = build_layouts(bench.allocation, is_a_sent=bench.full.sends_whole_units)
+    layouts, start = build_start(config, layouts)
     strategy = build_strategy(
         config,
         roster=roster,
         ledger=outcome.ledger,
         layouts=layouts,
         scoring=scoring,
+        start=start,
         times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,

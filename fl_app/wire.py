@@ -22,13 +22,15 @@ from fl_app.records import BLOB, blob_of, blob_record, field_of, from_blob, to_b
 from fl_app.updates import Update, is_finite
 
 ADAPTER, UPDATE, EMULATOR, SCORES = "adapter", "update", "emulator", "scores"
+STACK = "stack-"
+"""Leads the name of the record of a stack; its content hash follows."""
 CONFIG, METRICS = "config", "metrics"
 
 ROUND, DEVICE, NUM_DEVICES = "round", "device", "num-devices"
 MODEL_HASH, LAYOUT_HASH, CRC = "model-hash", "layout-hash", "crc"
 NUM_EXAMPLES, LOSS, SECONDS, STEPS = "num-examples", "loss", "seconds", "steps"
 STATUS, STATUS_OK, STATUS_NO_EMULATOR = "status", "ok", "no-emulator"
-SCORED = "scored"
+SCORED, STACKS = "scored", "stacks"
 PROXIMAL_MU = "proximal-mu"  # the key Flower's own FedProx uses
 CROSSED = ("forward_uses", "backward_uses", "forward_bytes", "backward_bytes")
 """Counted at a device's neural connection; forward is from device to server."""
@@ -59,6 +61,9 @@ class Order:
         units: of every block, which rows of A as drawn its units are; empty for the first ones, and
             where A itself travels.
         scored: whether the answer must score the layout's units.
+        stacks: content hashes of what is to be merged into the frozen weights, in order; LoRA then
+            begins as drawn for the round and does not travel. None where LoRA is in ``adapter``.
+        new_stacks: those that this device is not known to hold, by content hash.
     """
 
     round: int
@@ -71,6 +76,8 @@ class Order:
     layout: Mapping[int, int] = field(default_factory=dict)
     units: Mapping[int, Sequence[int]] = field(default_factory=dict)
     scored: bool = False
+    stacks: tuple[str, ...] | None = None
+    new_stacks: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,11 @@ def order_message(
             **layout_fields(order.layout, order.units),
         }
     )
+    if order.stacks is not None:  # one string, for an empty list breaks Flower's byte count
+        config[STACKS] = ",".join(order.stacks)
     content = RecordDict({ADAPTER: adapter, CONFIG: config})
+    for name, blob in order.new_stacks.items():
+        content[STACK + name] = blob_record(blob)
     if order.emulator is not None:
         content[EMULATOR] = blob_record(order.emulator)
     return Message(content, node, action)
@@ -145,7 +156,20 @@ def read_order(message: Message) -> Order:
         layout=layout,
         units=read_units(config, layout),
         scored=field_of(config, SCORED, bool),
+        stacks=_stacks(config),
+        new_stacks={
+            name.removeprefix(STACK): blob_of(record)
+            for name, record in content.array_records.items()
+            if name.startswith(STACK)
+        },
     )
+
+
+def _stacks(config: ConfigRecord) -> tuple[str, ...] | None:
+    if STACKS not in config:
+        return None
+    listed = str(field_of(config, STACKS, str))
+    return tuple(listed.split(",")) if listed else ()
 
 
 def update_reply(

@@ -7,6 +7,7 @@ and the way they are combined differs. Runs:
 * ``pad``, ``zero``: A is frozen, B is averaged over the holders, or over all;
 * ``pad_factors``: A and B are averaged apart, over the holders;
 * ``flex``: the mean of products, re-factored by SVD;
+* ``stack``: all factors, merged into the frozen weights of every device after each round;
 * ``high``, ``low``: all devices are as strong as a laptop, or as weak as a phone, A frozen;
 * ``high_exact``, ``low_exact``: the same by products, as ``flex`` has them.
 
@@ -53,6 +54,7 @@ UNEQUAL: dict[str, tuple[str, ...]] = {
     "zero": ("peft.combine=zero",),
     "pad_factors": ("peft.combine=pad", "peft.aggregation=factors"),
     "flex": ("peft.combine=flex", *EXACT),
+    "stack": ("peft.combine=stack", *EXACT),
 }
 """Runs with classes: name to overrides."""
 EQUAL: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -1,9 +1,26 @@
 """Allocation to layouts: those of the whole run, or those that change from round to round."""
 
 from fl_app.allocation import Allocation
+from fl_app.schema import Config, LoraConfig
 from strategies.channel_aware import ChannelLayouts
 from strategies.layouts import Layouts
+from strategies.round_start import Continued, RoundStart, Stacking
 from strategies.scoring import Scoring, SensitivityLayouts, Unscored
+
+
+def build_start(config: Config, layouts: Layouts) -> tuple[Layouts, RoundStart]:
+    """Returns the run's layouts as the server grows them, and what devices begin rounds with.
+
+    Args:
+        config: the run's configuration.
+        layouts: which device tunes which units.
+    """
+    match config.peft:
+        case LoraConfig(combine="stack"):
+            stacking = Stacking(layouts, config.seed)
+            return stacking, stacking
+        case _:
+            return layouts, Continued()
 
 
 def build_layouts(allocation: Allocation, *, is_a_sent: bool) -> tuple[Layouts, Scoring]:

@@ -8,7 +8,7 @@ collaborators, so none of them needs a subclass here.
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from strategies.judge import by_device
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
+from strategies.round_start import RoundStart
 from strategies.schedule import RoundPlan, Scheduler
 from strategies.scoring import Scoring
 from strategies.uplink import Received, Sent, Uplink
@@ -54,6 +55,7 @@ class FederatedDeft(Strategy):
         scheduler: which device tunes which units in a round, and on how much of the band.
         scoring: what becomes of units between rounds.
         combine: how updates of unequal ranks are combined.
+        start: what devices begin a round with.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
         timeout_s: seconds to wait when something is fetched again.
@@ -72,6 +74,7 @@ class FederatedDeft(Strategy):
         scheduler: Scheduler,
         scoring: Scoring,
         combine: Combine,
+        start: RoundStart,
         aggregation: str,
         devices_per_round: int,
         timeout_s: float,
@@ -83,7 +86,7 @@ class FederatedDeft(Strategy):
         self._ledger, self._seed = ledger, seed
         self._aggregation, self._scheduler = aggregation, scheduler
         self._planned = RoundPlan({})
-        self._scoring, self._combine = scoring, combine
+        self._scoring, self._combine, self._round_start = scoring, combine, start
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._adapters: list[Update] = []
@@ -120,11 +123,20 @@ class FederatedDeft(Strategy):
 
     def acknowledge(self, device: int) -> None:
         """A device holds the blob only once it has answered."""
-        self._roster.holders.setdefault(device, set()).add(self._hash)
+        self._roster.holders.setdefault(device, set()).update({self._hash, *self._stacks})
 
     def forget(self, device: int) -> None:
         """The device's copy is gone or damaged."""
-        self._roster.holders.get(device, set()).discard(self._hash)
+        self._roster.holders.get(device, set()).difference_update({self._hash, *self._stacks})
+
+    @property
+    def _stacks(self) -> Mapping[str, bytes]:
+        """What devices merge into the blob's weights; see ``RoundStart``."""
+        return self._round_start.stacks or {}
+
+    def new_stacks(self, device: int) -> dict[str, bytes]:
+        """Returns the stacks that a device is not known to hold."""
+        return {n: blob for n, blob in self._stacks.items() if not self._roster.holds(device, n)}
 
     # --- Flower's interface ----------------------------------------------------------------
 
@@ -141,7 +153,8 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = from_blob(blob_of(arrays))
-        self._adapters = self.groups.split(self._adapter)
+        parts = self.groups.split(self._adapter)
+        self._adapters = [self._round_start.begin(server_round, part) for part in parts]
         # names and shapes are those of every group
         self._tuned = updates.travelling(self._adapters[0], self._aggregation, server_round)
         self.rounds[server_round] = RoundLog()
@@ -166,6 +179,8 @@ class FederatedDeft(Strategy):
                 layout=layout,
                 units=cut_units(self._scoring.units, layout),
                 scored=self._scoring.is_wanted(server_round),
+                stacks=None if self._round_start.stacks is None else tuple(self._stacks),
+                new_stacks=self.new_stacks(device),
             )
             for device, layout in self._planned.layouts.items()
         }
@@ -209,6 +224,7 @@ class FederatedDeft(Strategy):
             book.drop(device, "rule")
         book.metrics |= stepped.figures
         accepted = [reply for reply in accepted if reply.device not in stepped.refused]
+        adapter = self._round_start.end(server_round, adapter)
         adapter = self._scoring.settle(server_round, adapter, accepted)
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])

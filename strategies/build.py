@@ -33,6 +33,7 @@ from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import DigitalUplink
 from strategies.roster import Roster
+from strategies.round_start import Continued, RoundStart
 from strategies.rules import ISOMETRIC, ServerRule
 from strategies.scalar_download import ScalarDownload
 from strategies.scalar_round import ScalarPlan
@@ -144,6 +145,7 @@ def build_strategy(
     scoring: Scoring,
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
+    start: RoundStart | None = None,
     times: BlockTimes | None = None,
 ) -> FederatedDeft:
     """Turns the configuration into the server side of a federation.
@@ -156,6 +158,7 @@ def build_strategy(
         scoring: what becomes of units between rounds.
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
+        start: what devices begin a round with; None for the server's adapter.
         times: what groups of blocks take; None without a schedule.
     """
     uplink = build_uplink(config.channel, config.seed)
@@ -181,6 +184,7 @@ def build_strategy(
         "scheduler": scheduler,
         "scoring": scoring,
         "combine": combine,
+        "start": start or Continued(),
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),
         "timeout_s": config.federation.timeout_s,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app import updates
-from fl_app.layout.prefix import Layout, presence
+from fl_app.layout.prefix import Layout, presence, unit_axis
 from fl_app.updates import Update
 from strategies.lora_space import LoraSpace, discarded, untouched
 from strategies.uplink import Received
@@ -130,8 +130,44 @@ class Flexible:
         return adapter, {"discarded": discarded(combined, space.enter(adapter))}
 
 
+class Stacked:
+    """The devices' factors one below the other, weights folded into B: the yardstick itself.
+
+    For rounds that begin with B = 0 (``strategies.round_start.Stacking``): what a device changes of
+    the product is its product. Of rank sum_k r_k, and nothing is discarded. What is no factor goes
+    to the server's rule.
+    """
+
+    def next_adapter(
+        self, gathered: Gathered, space: LoraSpace, apply: Apply
+    ) -> tuple[Update, dict[str, float]]:
+        """See ``Combine``; needs a row for every device."""
+        rows, weights = gathered.received.rows, gathered.received.weights
+        masks = np.ones(rows.shape) if gathered.presence is None else gathered.presence
+        others: list[Update] = []
+        stack: dict[str, list[NDArray[np.float32]]] = {name: [] for name in gathered.adapter}
+        for row, mask, share in zip(rows, masks, weights / weights.sum(), strict=True):
+            tuned = updates.add(gathered.adapter, updates.unstack(row, gathered.tuned))
+            held = updates.unstack(mask.astype(np.float32), gathered.tuned)
+            others.append({n: array for n, array in tuned.items() if unit_axis(n) is None})
+            for name, array in tuned.items():
+                axis = unit_axis(name)
+                if axis is not None:
+                    units = held[name].any(axis=1 - axis)
+                    part = np.compress(units, array, axis=axis)
+                    stack[name].append(part * np.float32(share) if axis == 1 else part)
+        stacked = {n: np.concatenate(own, axis=unit_axis(n)) for n, own in stack.items() if own}
+        head = apply(others, weights) if others[0] else {}
+        return dict(sorted((head | stacked).items())), {"discarded": 0.0}
+
+
 def build_combine(name: str, *, is_shared: bool) -> Combine:
-    """Turns ``peft.combine`` into what combines; where all hold the same there is one way."""
+    """Turns ``peft.combine`` into what combines.
+
+    Where all hold the same there is one way, but for stacks.
+    """
+    if name == "stack":
+        return Stacked()
     if is_shared:
         return Whole()
     return Flexible() if name == "flex" else Padded(all_weights=name == "zero")

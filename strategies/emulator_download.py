@@ -9,8 +9,10 @@ from flwr.serverapp import Grid
 
 from fl_app import wire
 from fl_app.errors import WireError
+from fl_app.layout.prefix import unit_axis
 from fl_app.layout_wire import RANK_BYTES
 from fl_app.records import blob_of, blob_record, to_blob
+from fl_app.updates import Update
 from strategies.base import FederatedDeft
 from strategies.crossings import Crossings
 from strategies.judge import judge
@@ -56,9 +58,10 @@ class EmulatorDownload(FederatedDeft):
         """Writes one device's message and books its payload."""
         key = self.groups.of[order.device], tuple(order.layout.items())
         if key not in self._wrapped:
-            self._wrapped[key] = blob_record(to_blob(order.adapter))
+            self._wrapped[key] = blob_record(to_blob(_sent(order)))
         arrays = self._wrapped[key]
         self._book("downlink", order, "adapter", len(blob_of(arrays)))
+        self._book("downlink", order, "adapter", sum(map(len, order.new_stacks.values())))
         if not self._scheduler.is_shared:
             told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
             self._book("downlink", order, "control", told)
@@ -69,7 +72,7 @@ class EmulatorDownload(FederatedDeft):
         return wire.order_message(order, self._roster.node_of[order.device], arrays)
 
     def _resend_lost(self, answered: dict[int, list[Message]]) -> dict[int, list[Message]]:
-        """Sends the emulator again, within the round, to devices that lost their copy."""
+        """Sends the emulator, and stacks, again within the round to devices that lost a copy."""
         # Who asks for it and answers all the same has answered twice; that is judged later.
         lost = [d for d, rs in answered.items() if len(rs) == 1 and wire.lacks_emulator(rs[0])]
         if not lost:
@@ -78,11 +81,13 @@ class EmulatorDownload(FederatedDeft):
         for device in sorted(lost):
             self.forget(device)
             old = self._orders[device]
-            order = wire.Order(**{**vars(old), "emulator": self.download(device)})
+            again: dict[str, Any] = {"emulator": self.download(device)}
+            again["new_stacks"] = self.new_stacks(device)
+            order = wire.Order(**{**vars(old), **again})
             self._orders[device] = order
             self._sent[device] = self._write(order)
-        again = [self._sent[device] for device in sorted(lost)]
-        replies = self._grid.send_and_receive(again, timeout=self._timeout_s)
+        repeated = [self._sent[device] for device in sorted(lost)]
+        replies = self._grid.send_and_receive(repeated, timeout=self._timeout_s)
         kept = {device: r for device, r in answered.items() if device not in lost}
         return {**kept, **self._by_device(replies)}
 
@@ -105,3 +110,10 @@ class EmulatorDownload(FederatedDeft):
             round=order.round, device=device, phase="local", seconds=reply.seconds
         )
         return [reply]
+
+
+def _sent(order: wire.Order) -> Update:
+    """Returns what of the adapter a device is sent: not what it draws itself."""
+    if order.stacks is None:
+        return order.adapter
+    return {name: array for name, array in order.adapter.items() if unit_axis(name) is None}

@@ -12,7 +12,7 @@ from fl_app.schema import (
     SizedConfig,
 )
 from fl_app.settings import aggregation_of
-from strategies.rules import COMPARING, REMEMBERING
+from strategies.rules import COMPARING, MEANS, REMEMBERING
 
 
 def require_layouts(config: Config) -> None:
@@ -32,6 +32,8 @@ def require_layouts(config: Config) -> None:
                     "peft=lora, bottleneck or deep_prompt, or federation.classes=[]"
                 )
             return
+    if peft.combine == "stack":
+        _require_stack(config, peft)
     if not classes and peft.layout.is_plain:
         return
     match config.strategy:
@@ -58,6 +60,29 @@ def require_layouts(config: Config) -> None:
     if classes:
         require_combine(config, peft)
         require_held(config, "federation.classes")
+
+
+def _require_stack(config: Config, peft: SizedConfig) -> None:
+    """Checks that every device's factors arrive, and that frozen weights can take them."""
+    require_combine(config, peft)
+    rule = config.strategy.server_rule.name
+    if rule not in MEANS:
+        raise ConfigError(
+            f"strategy.server_rule.name={rule} is not the mean that peft.combine=stack is; set "
+            f"{' or '.join(sorted(MEANS))}, or peft.combine=flex"
+        )
+    match config.strategy:
+        case GradientDownloadStrategy():
+            raise ConfigError(
+                "peft.combine=stack merges into the frozen weights of devices, and with "
+                "strategy=gradient_download these are at the server; set peft.combine=pad, or "
+                "strategy=emulator_download"
+            )
+    if config.connection.block is not None:
+        raise ConfigError(
+            f"peft.combine=stack has no measured way through connection.block="
+            f"{config.connection.block}; set connection.block=null, or peft.combine=flex"
+        )
 
 
 def _require_priced(config: Config, peft: SizedConfig) -> None:
@@ -143,10 +168,11 @@ def _require_rounds(config: Config, peft: SizedConfig) -> None:
 def require_combine(config: Config, peft: SizedConfig) -> None:
     """Checks how unequal ranks are combined."""
     aggregation = aggregation_of(peft)
-    if (peft.combine == "flex") != (aggregation == "exact"):
+    if (peft.combine in ("flex", "stack")) != (aggregation == "exact"):
         raise ConfigError(
-            f"peft.combine={peft.combine} and peft.aggregation={aggregation}: flex is the "
-            "mean of products, which is aggregation exact, and only it is; set both or neither"
+            f"peft.combine={peft.combine} and peft.aggregation={aggregation}: flex and stack are "
+            "means of products, which is aggregation exact, and only they are; set "
+            "peft.aggregation=exact with either, or neither"
         )
     rule = config.strategy.server_rule.name
     if peft.combine != "flex" and rule in COMPARING:

@@ -42,6 +42,8 @@ COMPARING = {"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"}
 """Rules that compare devices with each other and therefore need every device's update."""
 REMEMBERING = {"fedavgm", "fedadagrad", "fedadam", "fedyogi"}
 """Rules that remember figures of every entry from round to round."""
+MEANS = {"fedavg", "fedprox"}
+"""Rules that are the weighted mean and nothing else."""
 ISOMETRIC = {"fedavg", "fedprox", "krum", "multikrum"}
 """Rules of means and distances without memory: rows in another orthonormal basis give the same."""
 _NOT_OPTIONS = {"self", "fraction_train", "fraction_evaluate", "min_train_nodes"} | {

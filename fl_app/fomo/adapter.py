@@ -214,6 +214,15 @@ class Adapter:
                 f"layout {dict(layout)}: this adapter has no LoRA nor other layers; leave it empty"
             )
 
+    def merge(self, stack: Update) -> None:
+        """Adds (alpha / rank) B A to the frozen weights of the maps that a stack has factors of.
+
+        Args:
+            stack: A [any rank, d_in] and B [d_out, the same] by canonical name.
+        """
+        if self._lora is not None:
+            self._lora.merge(stack)
+
     def read(self) -> Update:
         """Returns a float32 copy of the tunable parameters."""
         return {name: p.detach().numpy().copy() for name, p in self._tuned.items()}

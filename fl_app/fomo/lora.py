@@ -43,26 +43,32 @@ class LoraSpec:
     train_a: bool
 
 
-def lora_start(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Update:
+def lora_start(shapes: Mapping[str, tuple[int, ...]], seed: int, server_round: int = 0) -> Update:
     """Returns the starting values of LoRA factors: A as ``Adapter`` draws it, B zero.
 
     Args:
         shapes: shape of every factor by canonical name.
         seed: the run's seed.
+        server_round: whose own draw A is; 0 for that of the whole run.
     """
     return {
-        name: a_drawn(seed, name, shape) if ".lora_A." in name else np.zeros(shape, np.float32)
+        name: a_drawn(seed, name, shape, server_round)
+        if ".lora_A." in name
+        else np.zeros(shape, np.float32)
         for name, shape in shapes.items()
     }
 
 
-def a_drawn(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def a_drawn(
+    seed: int, name: str, shape: tuple[int, ...], server_round: int = 0
+) -> NDArray[np.float32]:
     """Returns A [rank, d_in] as PEFT draws it, U(-1/sqrt(d_in), 1/sqrt(d_in)).
 
     Row after row from one stream, so that A of a smaller rank is the first rows of a larger one.
     """
     bound = 1.0 / np.sqrt(shape[1])
-    draw = generator(seed, "lora_A", name).uniform(-bound, bound, shape)
+    stream = ("lora_A", name, server_round) if server_round else ("lora_A", name)
+    draw = generator(seed, *stream).uniform(-bound, bound, shape)
     return draw.astype(np.float32)
 
 
@@ -183,6 +189,18 @@ class LoraLayers:
         layer.a.out_features = layer.b.in_features = layer.peft.r[_NAME] = rank
         if rank == 0:  # PEFT leaves out a layer that does not know the adapter's name
             del layer.peft.lora_A[_NAME], layer.peft.lora_B[_NAME]
+
+    def merge(self, stack: Update) -> None:
+        """Adds scale B A to the frozen weights; see ``Adapter.merge``."""
+        for layer in self._layers:
+            a, b = (stack.get(f"{layer.canonical}.lora_{which}.weight") for which in "AB")
+            if a is None or b is None:
+                continue
+            change = torch.from_numpy(b) @ torch.from_numpy(a)
+            change *= self._spec.alpha / self._spec.rank
+            weight = layer.peft.get_base_layer().weight
+            with torch.no_grad():
+                weight += change.T if layer.peft.fan_in_fan_out else change
 
     def patterns(self) -> dict[str, Any]:
         """Returns what ``adapter_config.json`` says of these ranks; empty where all are alike.

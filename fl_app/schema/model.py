@@ -86,7 +86,8 @@ class SizedConfig(PeftConfig, ABC):
     the devices that hold it: its full step, but biased, W / W_present times the mean over all
     devices) or zero (divided by all weights: slow where few hold it, and unbiased where half of a
     unit is fixed, for LoRA freeze-a and alternate). LoRA also has flex (mean of products, SVD back
-    to the ranks; with peft.aggregation=exact)."""
+    to the ranks) and stack (all factors, merged into the frozen weights of every device; LoRA
+    begins anew in every round and nothing is discarded), both with peft.aggregation=exact."""
 
     @property
     @abstractmethod
@@ -172,7 +173,7 @@ class LoraConfig(SizedConfig):
         require("peft.rank", self.rank, self.rank >= 1, "must be >= 1")
         require("peft.alpha", self.alpha, 0 < self.alpha < inf, "must be > 0 and finite")
         one_of("peft.aggregation", self.aggregation, ("freeze-a", "exact", "factors", "alternate"))
-        one_of("peft.combine", self.combine, ("pad", "zero", "flex"))
+        one_of("peft.combine", self.combine, ("pad", "zero", "flex", "stack"))
 
     @property
     def size(self) -> int:

@@ -31,12 +31,24 @@ __all__ = ["flower_process"]
     number=st.integers(1, 2**31),
     device=st.integers(0, 2**31),
     mu=st.floats(0, 1e6),
+    stacks=st.none() | st.lists(st.text("0123456789abcdef", min_size=4), max_size=3).map(tuple),
 )
 def test_an_order_arrives_as_it_was_given(
-    adapter: Update, emulator: bytes | None, number: int, device: int, mu: float
+    adapter: Update,
+    emulator: bytes | None,
+    number: int,
+    device: int,
+    mu: float,
+    stacks: tuple[str, ...] | None,
 ) -> None:
     order = small_order(
-        adapter=adapter, emulator=emulator, round=number, device=device, proximal_mu=mu
+        adapter=adapter,
+        emulator=emulator,
+        round=number,
+        device=device,
+        proximal_mu=mu,
+        stacks=stacks,
+        new_stacks={name: name.encode() for name in (stacks or ())[1:]},
     )
     message = message_of(order)
     got = wire.read_order(message)

@@ -48,7 +48,8 @@ def test_three_classes_by_every_rule_and_not_made_twice(
     for run in class_table.UNEQUAL:
         for name, rank in zip(class_table.CLASSES, RANKS, strict=True):
             assert runs[run]["ranks"][name] == [rank, rank, 0, rank, rank]
-        assert runs[run]["ranks"]["server"] == [4, 4, 0, 4, 4]
+        grown = ROUNDS * sum(RANKS) if run == "stack" else 4
+        assert runs[run]["ranks"]["server"] == [grown, grown, 0, grown, grown]
         assert runs[run]["control_bytes"] == ROUNDS * 3 * 2 * 4  # two bytes a tuned block
     for run, rank in (("high", 4), ("low", 1), ("high_exact", 4), ("low_exact", 1)):
         assert runs[run]["ranks"] == {"server": [rank, rank, 0, rank, rank]}
@@ -67,9 +68,15 @@ def test_three_classes_by_every_rule_and_not_made_twice(
         per_name = frame / (ROUNDS * 3 * names[run])
         assert 60 < per_name < 200  # a name, a shape and two offsets
         assert runs[run]["downlink_bytes"] >= runs[run]["uplink_bytes"]
+    # heads in both rounds, and the one stack of the first to each of three devices
+    stack = 4 * MAPS * 2 * WIDTH * sum(RANKS)
+    sent = runs["stack"]["downlink_bytes"] - 4 * (ROUNDS * 3 * HEAD + 3 * stack)
+    assert 0 < sent < 3 * (4 * MAPS * 2 + 2 * ROUNDS) * 200
+    assert runs["stack"]["uplink_bytes"] == runs["flex"]["uplink_bytes"]
     assert runs["zero"]["uplink_bytes"] == runs["pad"]["uplink_bytes"]
     assert runs["pad_factors"]["uplink_bytes"] == runs["flex"]["uplink_bytes"]
-    assert [run for run in runs if runs[run]["discarded"] is not None] == ["flex"]
+    assert [run for run in runs if runs[run]["discarded"] is not None] == ["flex", "stack"]
+    assert runs["stack"]["discarded"] == 0.0
     assert 0 <= runs["flex"]["discarded"] < 1
     assert (tmp_path / "class_table.png").read_bytes().startswith(b"\x89PNG")
     assert "discarded" in capsys.readouterr().out

@@ -67,6 +67,29 @@ def test_rank_0_everywhere_is_the_frozen_model_bit_for_bit(
     assert all(np.array_equal(back[name], start[name]) for name in start)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_merged_stack_computes_what_lora_of_its_rank_does(
+    tiny: TinyModels, case: tuple[str, str]
+) -> None:
+    """Two stacks one after the other, in every family; LoRA itself goes on from B = 0."""
+    batch = tiny.batch(*case, 5)
+    adapter, merged = _adapter(tiny, case), _adapter(tiny, case)
+    ranks = {0: 4, 3: 0, 4: 5}
+    adapter.resize(ranks)
+    drawn = {name: a for name, a in _drawn(adapter).items() if ".lora_" in name}
+    adapter.write({**adapter.read(), **drawn})
+    wanted = logits_of(adapter.model, batch)
+    before = logits_of(merged.model, batch)
+    for part in (slice(0, 2), slice(2, None)):
+        stack = {n: a[part] if ".lora_A." in n else a[:, part] for n, a in drawn.items()}
+        merged.merge(stack)
+    given = logits_of(merged.model, batch)
+    bound = 256 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
+    assert (given - wanted).abs().max() <= bound
+    assert (before - wanted).abs().max() > 100 * bound
+    assert merged.layout == dict.fromkeys(OUTER, 3)
+
+
 @pytest.mark.parametrize("train_a", [True, False])
 def test_cutting_is_the_prefix_and_computes_as_zero_padding(
     tiny: TinyModels, train_a: bool
