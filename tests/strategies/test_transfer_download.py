@@ -10,10 +10,16 @@ import pytest
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.prompts.advert import CARD_BYTES, MAX_ADVERT_BYTES, advert_of
 from fl_app.prompts.contacts import Contacts
+from fl_app.prompts.member import Card
+from fl_app.schema import Config
 from strategies.fit import require_fit
+from strategies.fit_prompts import require_advert_fits
 from tests.federation_fixtures import CLASSES, Player
+from tests.fixtures_models import TinyModels
 from tests.gradient_fixtures import GRADIENT, GradientPlayed, equal_bits, play
+from tests.prompt_fixtures import CLASSES as CLASSES_TASK
 from tests.transfer_fixtures import (
     NUM_DEVICES,
     PHASE,
@@ -215,6 +221,25 @@ def test_who_took_over_a_prompt_has_one(transfer_player: Player) -> None:
     }
     when = {r["device"]: r["round"] for r in records if r["device"] in adopted}
     assert any(number > when[d] for number, d in advertised if d in when)
+
+
+def test_a_prompt_too_long_to_be_advertised_whole_is_refused(tiny: TinyModels) -> None:
+    """The longest that is not refused does fit an advert, whatever the card."""
+    model = tiny.load("bert", CLASSES_TASK).model
+    width = model.config.hidden_size
+    most = (MAX_ADVERT_BYTES - CARD_BYTES) // (4 * width)
+
+    def config(num_tokens: int, descriptor: str = "flat") -> Config:
+        words = (*GRADIENT, "prompt=transfer", f"prompt.descriptor={descriptor}")
+        return load_config(" ".join((*words, f"peft.num_tokens={num_tokens}")))
+
+    require_advert_fits(config(most), model)
+    require_advert_fits(config(most + 1, "mean"), model)
+    with pytest.raises(ConfigError, match=f"peft.num_tokens={most + 1} whole"):
+        require_advert_fits(config(most + 1), model)
+    card = Card("f" * 64, "f" * 64, 2**31, "t" * 100, 2**31)
+    flat = np.zeros(most * width, np.float32)
+    assert len(advert_of(card, b"\0" * 2**20, flat).to_blob()) <= MAX_ADVERT_BYTES
 
 
 @pytest.mark.parametrize(
