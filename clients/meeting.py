@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from fl_app.errors import WireError
 from fl_app.prompts.advert import read_advert
@@ -17,6 +20,7 @@ from fl_app.prompts.direct import (
 from fl_app.transfer_wire import Heard, Peer
 
 _PAUSE_S = 0.1
+T = TypeVar("T")
 Choice = Callable[[Sequence[Heard]], Mapping[int, str]]
 """Adverts to whom to ask for which blob, see ``clients.prompt_choice.wanted``."""
 
@@ -68,33 +72,52 @@ def meet(
         if choose is not None:
             met.heard = _hear(identity, peers, until)
             wanted = choose(met.heard)
-            asked = [peer for peer in peers if peer.device in wanted]
             adverts = {one.source: one.advert for one in met.heard}
-            for peer in asked:
-                met.blobs[peer.device] = _fetch(identity, peer, adverts[peer.device], until)
+            jobs = {
+                peer.device: partial(_fetch, identity, peer, adverts[peer.device], until)
+                for peer in peers
+                if peer.device in wanted
+            }
+            met.blobs = dict.fromkeys(jobs, b"") | _in_time(jobs, until)
         while (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, _PAUSE_S))
     return met
 
 
 def _hear(identity: Identity, peers: Sequence[Peer], until: float) -> list[Heard]:
-    """Asks everybody again and again, until all have answered or half of the time is over."""
-    heard: dict[int, list[Heard]] = {}
+    """Asks everybody at once, until all have answered or half of the time is over."""
     half = time.monotonic() + (until - time.monotonic()) / 2
-    while len(heard) < len(peers) and (rest := half - time.monotonic()) > 0:
-        for peer in peers:
-            if peer.device in heard:
-                continue
-            try:
-                adverts = ask_adverts(_neighbour(peer), identity, timeout_s=max(rest, _PAUSE_S))
-            except WireError:  # not there yet, most often
-                continue
-            heard[peer.device] = [
-                Heard(peer.device, peer.rate_bps, peer.contact_s, advert.to_blob())
-                for advert in adverts[:1]
-            ]
-        time.sleep(_PAUSE_S)
+    heard = _in_time({peer.device: partial(_ask, identity, peer, half) for peer in peers}, half)
     return [one for device in sorted(heard) for one in heard[device]]
+
+
+def _ask(identity: Identity, peer: Peer, until: float) -> list[Heard]:
+    """Asks one peer again and again, for it may not be there yet."""
+    while (rest := until - time.monotonic()) > 0:
+        try:
+            adverts = ask_adverts(_neighbour(peer), identity, timeout_s=rest)
+        except WireError:
+            time.sleep(_PAUSE_S)
+            continue
+        return [
+            Heard(peer.device, peer.rate_bps, peer.contact_s, advert.to_blob())
+            for advert in adverts[:1]
+        ]
+    return []
+
+
+def _in_time(jobs: Mapping[int, Callable[[], T]], until: float) -> dict[int, T]:
+    """Returns what is done by then; a peer that keeps silent costs the others no time.
+
+    What is not done goes on in its thread, whose own deadline is no later, and is forgotten.
+    """
+    if not jobs:
+        return {}
+    pool = ThreadPoolExecutor(len(jobs), thread_name_prefix="meet")
+    futures = {pool.submit(job): device for device, job in jobs.items()}
+    done, _ = wait(futures, timeout=max(until - time.monotonic(), 0.0))
+    pool.shutdown(wait=False, cancel_futures=True)
+    return {futures[one]: one.result() for one in done}
 
 
 def _fetch(identity: Identity, peer: Peer, advert: bytes, until: float) -> bytes:

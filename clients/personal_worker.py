@@ -66,7 +66,7 @@ class PersonalWorker(GradientWorker):
     def _update(self, session: DeviceSession, state: LocalState, link: FeatureLink) -> Payload:
         self._store.put(state.device, OWN, Kept(state.round, own_only(state.now)))
         if self._store.get(state.device, BEFORE) is not None:
-            self._store.put(state.device, TUNED, Kept(state.round, state.now))
+            self._store.put(state.device, TUNED, Kept(state.round, own_only(state.now)))
         return super()._update(session, state, link)
 
     def _rows(self, session: DeviceSession, device: int, server_round: int) -> list[list[int]]:

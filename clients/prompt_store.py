@@ -11,7 +11,7 @@ from fl_app.updates import Update
 
 OWN, BEFORE, CANDIDATE, TUNED = "own", "before", "candidate", "tuned"
 """The prompt in use; during a round that tunes from a candidate: what was in use before it, the
-candidate, and what tuning made of it. The latter three go with the head they were used with."""
+candidate, and what tuning made of it. ``before`` goes with the head the round began with."""
 _KIND, _MAX_BYTES = "kept", 2**28
 _IDENTITY, _END = "identity.pem", b"-----END CERTIFICATE-----\n"
 

@@ -227,7 +227,7 @@ class TransferWorker(PersonalWorker):
             self._store.put(place, OWN, Kept(state.round, own_only(candidate)))
         if action == "passed":
             self._store.put(place, BEFORE, Kept(state.round, mine))
-            self._store.put(place, CANDIDATE, Kept(state.round, candidate))
+            self._store.put(place, CANDIDATE, Kept(state.round, own_only(candidate)))
         return Report(
             action,
             state.sources[passed - 1] if passed else NOBODY,
@@ -247,7 +247,9 @@ class TransferWorker(PersonalWorker):
         if session is None:
             return None, Payload(NO_FRONT, 0)
         found = [self._store.get(place.device, name) for name in (BEFORE, CANDIDATE, TUNED)]
-        candidates = tuple(one.arrays for one in found if one and one.round == place.round)
+        kept = [one.arrays for one in found if one and one.round == place.round]
+        # all with the round's head: the one tuned along is averaged away, and only prompts stay
+        candidates = tuple({**kept[0], PROMPT_NAME: one[PROMPT_NAME]} for one in kept)
         if len(candidates) < len(found):
             return None, Report("kept", NOBODY).to_payload()
         self._dealt(place.device, session)

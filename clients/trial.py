@@ -1,10 +1,13 @@
 """Candidates measured on a device's own rows: features up, last states down, losses here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clients.device_session import DeviceSession
 from fl_app.errors import WireError
@@ -56,6 +59,8 @@ def trial_payload(
 ) -> Payload:
     """Returns features of all rows of a trial, and each candidate's prompt as it enters block 0.
 
+    A candidate that the coding cannot hold is left out; its loss will be infinite.
+
     Args:
         session: the device's part of the model.
         wire: how tensors travel.
@@ -73,8 +78,18 @@ def trial_payload(
     ]
     arrays = wire.features(entered[0], rng)
     error = wire.error(entered[0], arrays)
-    later = [wire.code("prompt", one.prompt, rng) for one in entered[1:] if one.prompt is not None]
+    later = [_coded(wire, one.prompt, rng) for one in entered[1:]]
     return Payload(TRIAL, 0, {ERROR: error}, arrays | trial_arrays(later))
+
+
+def _coded(
+    wire: FeatureWire, prompt: torch.Tensor | None, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    """Returns a candidate's prompt as it travels, nothing where half precision cannot hold it."""
+    try:
+        return {} if prompt is None else dict(wire.code("prompt", prompt, rng))
+    except WireError:
+        return {}
 
 
 def trial_losses(
@@ -93,7 +108,9 @@ def trial_losses(
         device: partition index.
         rows: which rows.
         candidates: adapters, as in the trial; each brings the head it is used with.
-        payload: the last states, coded as ``states`` behind the candidate's number.
+        payload: the last states, coded as ``states`` behind the candidate's number. Candidates
+            but the first may have none, and their losses are infinite: their prompt, or what the
+            blocks made of it, is no number that travels.
 
     Raises:
         WireError: ``missing``, ``wrong-shape`` or ``not-finite`` states.
@@ -105,6 +122,9 @@ def trial_losses(
         readout = session.front.features(batch, session.task.loss, prompt).readout
         lead = f"{k}|"
         own = {n.removeprefix(lead): a for n, a in payload.arrays.items() if n.startswith(lead)}
+        if k and not own:
+            found.append((math.inf, math.inf))
+            continue
         states = wire.decode(own, STATES, dims=2)
         if len(states) != int(readout.sum()):
             raise WireError("wrong-shape", f"{len(states)} states for {int(readout.sum())} places")

@@ -54,6 +54,7 @@ from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 from strategies.build import build_rule
 from strategies.fit import require_fit
+from strategies.fit_prompts import require_advert_fits
 
 log = logging.getLogger("deft")
 _MEASURED_AT_ONCE = 32
@@ -147,6 +148,7 @@ def prepare(
         seed=config.seed,
     )
     require_peft_fits(config, backbone.model)
+    require_advert_fits(config, backbone.model)
     task = task_for(config, backbone.model, files=backbone.files, labels=backbone.labels)
     public = task.encode(material.public)
     carried = _set_pooler(config, backbone, task, public)

@@ -222,8 +222,11 @@ def trial_arrays(prompts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDA
     }
 
 
-def split_trial(payload: Payload) -> list[Payload]:
-    """Returns one payload of features for every candidate of a trial, candidate 0 first."""
+def split_trial(payload: Payload) -> dict[int, Payload]:
+    """Returns one payload of features for every candidate of a trial by number, 0 first.
+
+    Numbers may be missing: a device leaves out what it cannot code.
+    """
     own = {n: a for n, a in payload.arrays.items() if not n.startswith(_CANDIDATE)}
     later: dict[int, dict[str, NDArray[Any]]] = {}
     for name, array in payload.arrays.items():
@@ -232,8 +235,11 @@ def split_trial(payload: Payload) -> list[Payload]:
         if name.startswith(_CANDIDATE) and number.isdecimal():
             later.setdefault(int(number), {})[rest] = array
     shared = {n: a for n, a in own.items() if not n.startswith("prompt.")}
-    payloads = [{**own}, *({**shared, **later[i]} for i in sorted(later))]
-    return [Payload(payload.kind, payload.step, payload.scalars, arrays) for arrays in payloads]
+    payloads = {0: own} | {i: {**shared, **later[i]} for i in sorted(later) if i > 0}
+    return {
+        i: Payload(payload.kind, payload.step, payload.scalars, arrays)
+        for i, arrays in payloads.items()
+    }
 
 
 def octets(blob: bytes) -> NDArray[np.uint8]:

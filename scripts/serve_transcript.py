@@ -33,7 +33,7 @@ from fl_app.tasks import build_task
 from scripts.transfer_tuning import Domain, Settings, Workbench
 
 _ROOT = Path(__file__).resolve().parents[1]
-_MAX_LENGTH, _NUM_LABELS = 24, 4
+_MAX_LENGTH, _NUM_LABELS, _NUM_HELD = 24, 4, 40
 _JSON = "-H 'content-type: application/json'"
 _OCTETS = "-H 'content-type: application/octet-stream'"
 _HEAD = """# Serving an ensemble of prompts
@@ -139,8 +139,10 @@ def prepare(folder: Path, model: str, table: Examples, *, steps: int) -> dict[st
     settings = Settings(steps, num_tokens=8, every=steps, early=steps)
     members = []
     for seed in range(2):
-        part, held = task.encode(mine.take(rest[seed::2])), task.encode(probe)
-        domain = Domain(f"device{seed}", part, held, held, held)
+        part, other = (mine.take(rest[place::2]) for place in (seed, 1 - seed))
+        # rows of the gate are for the gate: what is tuned is looked at on the other device's
+        held = task.encode(other.take(range(min(_NUM_HELD, len(other)))))
+        domain = Domain(f"device{seed}", task.encode(part), held, held, held)
         made = bench.tuned(domain, bench.start(settings, seed), settings, seed, domain.name).member
         members.append(_with_card(made, fit, seed))
     pool = Pool(fit, capacity=4)

@@ -1,8 +1,11 @@
 """Which choices go together with prompts that differ between devices, checked before the work."""
 
 import logging
+from typing import Any
 
 from fl_app.errors import ConfigError
+from fl_app.fomo.soft_prompt import token_table
+from fl_app.prompts.advert import CARD_BYTES, MAX_ADVERT_BYTES
 from fl_app.schema import (
     Config,
     EnsembleConfig,
@@ -126,6 +129,23 @@ def _require_transfer(config: Config, transfer: TransferPrompt) -> None:
             f"devices_per_round={drawn} all take part from the start; set either"
         )
     _require_addresses(config, transfer)
+
+
+def require_advert_fits(config: Config, model: Any) -> None:
+    """Checks that a device's advert is no longer than one may be, now that the width is known.
+
+    Raises:
+        ConfigError: with ``prompt.descriptor=flat`` the prompt is too long.
+    """
+    match config.peft, config.prompt:
+        case PromptTuningConfig(num_tokens=num_tokens), TransferPrompt(descriptor="flat"):
+            num_bytes = 4 * num_tokens * token_table(model).embedding_dim
+            if num_bytes > (most := MAX_ADVERT_BYTES - CARD_BYTES):
+                raise ConfigError(
+                    f"prompt.descriptor=flat advertises peft.num_tokens={num_tokens} whole, "
+                    f"{num_bytes} bytes, and an advert holds {most}; choose "
+                    "prompt.descriptor=mean, or fewer tokens"
+                )
 
 
 def _require_addresses(config: Config, transfer: TransferPrompt) -> None:

@@ -54,7 +54,7 @@ class TransferDownload(GradientDownload):
             records[device].settled(report)
         if records:
             book.metrics["prompts_adopted"] = float(sum(r.is_adopted for r in records.values()))
-        self._tuned_before |= set(finished)
+        self._tuned_before |= {*finished, *(d for d, one in records.items() if one.is_adopted)}
         return finished
 
     def _phase(self, exchange: Exchange, number: int, book: RoundLog) -> TransferPhase:

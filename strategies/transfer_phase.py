@@ -262,11 +262,15 @@ class TransferPhase:
         payloads = split_trial(payload)
         if len(payloads) > (most := self._tools.max_candidates):
             raise WireError("too-large", f"{len(payloads)} prompts on trial, allowed are {most}")
-        candidates = [server.read(one, with_labels=False) for one in payloads]
-        for k, candidate in enumerate(candidates):
+        candidates = {k: server.read(one, with_labels=False) for k, one in payloads.items()}
+        for k, candidate in candidates.items():
             step = server.forward({device: candidate})
             try:
                 found = server.states(step.held.states[0], self._number, device, -1 - k)
+            except WireError:
+                if k == 0:
+                    raise
+                continue  # another device's prompt: the asker has not deserved to be lost for it
             finally:
                 step.release()
             arrays |= {f"{k}|{name}": np.asarray(array) for name, array in found.items()}

@@ -12,6 +12,8 @@ from fl_app.prompts.member import Card
 
 _KIND = "advert"
 MAX_ADVERT_BYTES = 2**20
+CARD_BYTES = 2**12
+"""Of an advert, at most, for everything but the descriptor."""
 Descriptor = NDArray[np.bool_] | NDArray[np.float32]
 
 

@@ -7,10 +7,13 @@ and lengths. A relay by Flower's server, which is used where no direct link is c
 adverts and prompts.
 """
 
+import contextlib
 import socket
+import ssl
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -28,6 +31,8 @@ _MAX_ASK_BYTES = 4096
 _MAX_ADVERTS_BYTES = 16 * MAX_ADVERT_BYTES
 _MAX_BLOB_BYTES = 2**31
 _PARALLEL = 4
+_GRACE_S = 1.0
+"""Seconds for those being answered when a server stops; who is silent then is cut off."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ class PromptServer:
         self.port: int = self._listener.getsockname()[1]
         self._is_closing = threading.Event()
         self._workers = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="prompts")
+        self._answering: list[Future[None]] = []
+        self._talking: set[ssl.SSLSocket] = set()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="prompts-accept")
         self._thread.start()
 
@@ -106,13 +114,19 @@ class PromptServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stops listening and waits for those being answered."""
+        """Stops listening; those being answered have a second left, then they are cut off."""
         self._is_closing.set()
         with socket.socket(self._listener.family) as knock:  # wakes the thread that waits
             knock.settimeout(1.0)
             knock.connect_ex(self._listener.getsockname()[:2])
         self._thread.join()
         self._listener.close()
+        wait(self._answering, timeout=_GRACE_S)
+        with self._lock:
+            for secure in self._talking:
+                with contextlib.suppress(OSError):  # gone by itself meanwhile
+                    # of the plain socket, whose other side may keep silent within the handshake
+                    socket.socket.shutdown(secure, socket.SHUT_RDWR)
         self._workers.shutdown(wait=True)
 
     def _accept(self) -> None:
@@ -127,12 +141,20 @@ class PromptServer:
             if self._is_closing.is_set():
                 plain.close()
                 return
-            self._workers.submit(self._answer, plain).add_done_callback(self._note)
+            answering = self._workers.submit(self._answer, plain)
+            self._answering.append(answering)
+            answering.add_done_callback(self._note)
 
     def _answer(self, plain: socket.socket) -> None:
         try:
             plain.settimeout(self._timeout_s)
-            with self._context.wrap_socket(plain, server_side=True) as secure:
+            with (
+                self._context.wrap_socket(
+                    plain, server_side=True, do_handshake_on_connect=False
+                ) as secure,
+                self._noted(secure),
+            ):
+                secure.do_handshake()
                 # a known peer could have signed a certificate for somebody else
                 if secure.getpeercert(binary_form=True) not in self._known:
                     self.refused.append("wrong-certificate: not one of the known peers")
@@ -142,6 +164,17 @@ class PromptServer:
         except (OSError, WireError) as error:
             plain.close()
             self.refused.append(str(error))
+
+    @contextlib.contextmanager
+    def _noted(self, secure: ssl.SSLSocket) -> Iterator[None]:
+        """Lets the server's end cut a connection off, while the context lasts."""
+        with self._lock:
+            self._talking.add(secure)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._talking.discard(secure)
 
     def _note(self, answered: "Future[None]") -> None:
         """Keeps what only a bug, or a failing shelf, can raise."""
@@ -189,6 +222,11 @@ def fetch(neighbour: Neighbour, identity: Identity, advert: Advert, *, timeout_s
 def _ask(
     neighbour: Neighbour, identity: Identity, blob_hash: str, max_bytes: int, timeout_s: float
 ) -> bytes:
+    until = time.monotonic() + timeout_s  # for all of it together
+
+    def rest() -> float:
+        return max(until - time.monotonic(), 1e-3)
+
     question = Payload(_ASK, 0, {"blob_hash": blob_hash}).to_blob()
     with stream.Channel(
         neighbour.host,
@@ -198,10 +236,10 @@ def _ask(
         timeout_s=timeout_s,
         identity=(identity.certificate, identity.key),
     ) as channel:
-        channel.send(stream.BLOB, 0, question, timeout_s=timeout_s)
+        channel.send(stream.BLOB, 0, question, timeout_s=rest())
         channel.allow(max_bytes)
-        answer = channel.receive(timeout_s=timeout_s)
-        channel.send(stream.END, 0, b"", timeout_s=timeout_s)
+        answer = channel.receive(timeout_s=rest())
+        channel.send(stream.END, 0, b"", timeout_s=rest())
     if answer.kind != stream.BLOB:
         raise PromptError("refused", answer.body.decode(errors="replace")[:200])
     return answer.body

@@ -16,6 +16,7 @@ from fl_app.updates import is_finite
 
 _LEAD = "base_model.model."
 _CONFIG = "config.json"
+_FRAMING_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Fit:
     max_row_norm: float
     head_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     max_head_norm: float = 1e4
+
+    @property
+    def max_bytes(self) -> int:
+        """Length of the longest packed prompt that could fit, in float32, framing included."""
+        head = sum(int(np.prod(shape)) for shape in self.head_shapes.values())
+        return 4 * (self.max_tokens * self.width + head) + _FRAMING_BYTES
 
     def require(self, member: Member) -> None:
         """Checks a member.

@@ -27,8 +27,9 @@ class Probed:
     Attributes:
         loss: of the newcomer.
         shares_loss: of always answering the labels' shares, see ``blind_loss``.
-        before: loss of the ensemble without the newcomer; infinite if there is none.
-        after: loss of the ensemble with it, all members alike.
+        before: loss of the ensemble without the newcomer; infinite if there is none, NaN if it
+            votes: shares of votes are no probabilities, and accuracy alone says what it is worth.
+        after: likewise with it.
         accuracy_before: of the ensemble without it, 0 if there is none.
         accuracy_after: with it.
     """
@@ -68,23 +69,33 @@ def blind_loss(labels: torch.Tensor, num_classes: int) -> float:
     return min(float(-shares.log().mean()), math.log(num_classes))
 
 
-def probe(members: torch.Tensor, newcomer: torch.Tensor, labels: torch.Tensor) -> Probed:
+def probe(
+    members: torch.Tensor,
+    newcomer: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    how: str = "mean",
+    weights: torch.Tensor | None = None,
+) -> Probed:
     """Measures a newcomer.
 
     Args:
         members: log-probabilities [k, N, classes] of the ensemble on the probe rows, k >= 0.
         newcomer: [N, classes]. A NaN is no answer: the loss is infinite.
         labels: [N], N >= 1.
+        how: a key of ``ensemble.COMBINERS``, by which the ensemble answers.
+        weights: [k + 1], >= 0, not all 0, the newcomer's last; all alike if None.
     """
     guessed = blind_loss(labels, newcomer.shape[-1])
     loss = float(member_losses(newcomer.unsqueeze(0), labels)[0])
     before, accuracy_before = float("inf"), 0.0
     if len(members):
-        before, accuracy_before = _quality(members, labels)
+        own = None if weights is None or not float(weights[:-1].sum()) > 0 else weights[:-1]
+        before, accuracy_before = _quality(members, labels, how, own)
     together = torch.cat([members.reshape(-1, *newcomer.shape), newcomer.unsqueeze(0)])
     if not loss < float("inf"):  # also NaN
         return Probed(float("inf"), guessed, before, float("inf"), accuracy_before, 0.0)
-    after, accuracy_after = _quality(together, labels)
+    after, accuracy_after = _quality(together, labels, how, weights)
     return Probed(loss, guessed, before, after, accuracy_before, accuracy_after)
 
 
@@ -116,7 +127,11 @@ def require_use(found: Probed, *, margin: float = 0.0) -> None:
         )
 
 
-def _quality(log_probs: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    answer = combine("mean", log_probs)
+def _quality(
+    log_probs: torch.Tensor, labels: torch.Tensor, how: str, weights: torch.Tensor | None
+) -> tuple[float, float]:
+    answer = combine(how, log_probs, weights)
+    if how == "vote":
+        return math.nan, float((answer.classes == labels).double().mean())
     loss = float(member_losses(answer.log_probs.unsqueeze(0), labels)[0])
     return loss, float((answer.classes == labels).double().mean())

@@ -63,7 +63,8 @@ class EnsembleService:
         folder: where pool and weights are kept; None keeps them nowhere.
 
     Raises:
-        PromptError: ``unknown-combiner``, ``bad-eta``, or ``bad-capacity``.
+        PromptError: ``unknown-combiner``, ``bad-eta`` (also: not that of the weights kept in the
+            folder), ``bad-capacity``, or ``damaged`` weights.
     """
 
     def __init__(
@@ -116,8 +117,7 @@ class EnsembleService:
             log_probs = self._run(members, rows)
             shares = self._hedge.weights(names) if names and self._how == WEIGHTED else {}
             weights = torch.tensor([shares[name] for name in names]) if shares else None
-            how = "mean" if self._how == WEIGHTED else self._how
-            combined = combine(how, log_probs, weights)
+            combined = combine(self._mixes, log_probs, weights)
             answers = [
                 self._remember(
                     int(combined.classes[row]),
@@ -182,7 +182,13 @@ class EnsembleService:
             said = self._run([tensors], self._probe)[0]
             present = list(self._probed.values())
             table = torch.stack(present) if present else said.new_zeros(0, *said.shape)
-            found = probe(table, said, torch.tensor(self._probe.targets))
+            found = probe(
+                table,
+                said,
+                torch.tensor(self._probe.targets),
+                how=self._mixes,
+                weights=self._weights_with(member.content_hash),
+            )
             require_use(found)
             leaver = self._pool.admit(member, now_round=now_round, measured_loss=found.loss)
             if leaver is not None:
@@ -236,6 +242,20 @@ class EnsembleService:
             beside.write_text(json.dumps(self._hedge.state()), encoding="utf-8")
             beside.replace(path)
 
+    @property
+    def _mixes(self) -> str:
+        """The combiner that answers."""
+        return "mean" if self._how == WEIGHTED else self._how
+
+    def _weights_with(self, newcomer: str) -> torch.Tensor | None:
+        """Returns the weights of all members, in the order of the probed, and of a newcomer."""
+        if self._how != WEIGHTED:
+            return None
+        trial = hedge_from(self._hedge.state())  # who is refused shall not have joined
+        trial.join(newcomer)
+        weights = trial.weights([*self._probed, newcomer])
+        return torch.tensor([*weights.values()])
+
     def _weights(self) -> dict[str, float]:
         return self._hedge.weights(self._tensors) if self._tensors else {}
 
@@ -271,6 +291,13 @@ def _kept_hedge(folder: Path | None, eta: float) -> SleepingHedge:
     if path is None or not path.exists():
         return SleepingHedge(eta)
     try:
-        return hedge_from(json.loads(path.read_text(encoding="utf-8")))
+        kept = hedge_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PromptError("damaged", f"the weights {path} cannot be read: {error}") from error
+    if kept.eta != eta:
+        raise PromptError(
+            "bad-eta",
+            f"the weights {path} were made with eta={kept.eta}, asked for is eta={eta}; "
+            "delete the file, or start with the eta it has (in (0, 1], or the bound is void)",
+        )
+    return kept

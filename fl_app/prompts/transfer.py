@@ -74,7 +74,8 @@ def choose(
 
     Args:
         offers: what was heard.
-        fit: what the requester's model takes; other models and tokenizers are left out.
+        fit: what the requester's model takes; other models and tokenizers, and prompts too long
+            for it, are left out.
         price_per_s: lambda >= 0, score units that a second on air costs.
         most: at most this many.
         now_round: present round.
@@ -90,6 +91,7 @@ def choose(
         if offer.advert.model_hash == fit.model_hash
         and offer.advert.tokenizer_hash == fit.tokenizer_hash
         and now_round - offer.advert.round <= max_age
+        and offer.advert.num_bytes <= fit.max_bytes
         and offer.transfer_s <= offer.link.contact_s
         and offer.score >= least_score
     ]

@@ -1,12 +1,15 @@
 """Devices that meet on loopback: the server introduces them and passes no prompt on."""
 
+import contextlib
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from clients.meeting import meet
 from clients.prompt_store import OWN, Kept, PromptStore
@@ -109,6 +112,62 @@ def test_who_is_not_there_is_not_waited_for_long() -> None:
     ((advert, blob),) = shelf.values()
     assert [(one.source, one.advert) for one in met.heard] == [(1, advert.to_blob())]
     assert met.blobs == {1: blob}
+
+
+def _silent() -> Iterator[int]:
+    """Accepts connections and says nothing."""
+    listener, held, stop = socket.create_server(("127.0.0.1", 0)), list[socket.socket](), []
+
+    def accept() -> None:
+        while not stop:
+            held.append(listener.accept()[0])
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    yield listener.getsockname()[1]
+    stop.append(True)
+    socket.create_connection(listener.getsockname()).close()
+    thread.join()
+    for one in (*held, listener):
+        one.close()
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[int, ...]]:
+    with contextlib.ExitStack() as stack:
+        yield tuple(stack.enter_context(contextlib.contextmanager(_silent)()) for _ in range(3))
+
+
+def test_peers_that_keep_silent_cost_the_others_no_time(silent: tuple[int, ...]) -> None:
+    """Three accept and say nothing; a fourth asks us and stalls. We still get the honest prompt."""
+    ours, theirs = make_identity("ours"), make_identity("theirs")
+    stalling = [make_identity(f"stalls{i}") for i in range(len(silent))]
+    ports, shelf = _free_ports(2), shelf_on(1)
+    us = Peer(0, f"127.0.0.1:{ports[0]}", ours.certificate.decode(), 1e6, 1.0)
+    peers = [
+        Peer(1 + i, f"127.0.0.1:{port}", one.certificate.decode(), 1e6, 1.0)
+        for i, (port, one) in enumerate(zip(silent, stalling, strict=True))
+    ]
+    peers.append(Peer(9, f"127.0.0.1:{ports[1]}", theirs.certificate.decode(), 1e6, 1.0))
+    other = threading.Thread(
+        target=meet, args=(theirs, peers[-1].address, [us], shelf, None), kwargs={"seconds": 6.0}
+    )
+    other.start()
+    asking = list[socket.socket]()
+
+    def choose(heard: Sequence[Heard]) -> dict[int, str]:
+        asking.append(socket.create_connection(("127.0.0.1", ports[0])))  # no handshake follows
+        return {one.source: "" for one in heard}
+
+    began = time.monotonic()
+    met = meet(ours, us.address, peers, {}, choose, seconds=4.0)
+    took = time.monotonic() - began
+    other.join()
+    asking[0].close()
+    ((_, blob),) = shelf.values()
+    assert [one.source for one in met.heard] == [9]
+    assert met.blobs == {9: blob}
+    assert took < 4.0 + 1.0 + 1.5  # the meeting, a second for those being answered, and slack
 
 
 def test_a_store_keeps_prompts_and_one_identity(tmp_path: Path) -> None:

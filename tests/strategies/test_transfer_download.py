@@ -10,10 +10,16 @@ import pytest
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
 from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.prompts.advert import CARD_BYTES, MAX_ADVERT_BYTES, advert_of
 from fl_app.prompts.contacts import Contacts
+from fl_app.prompts.member import Card
+from fl_app.schema import Config
 from strategies.fit import require_fit
+from strategies.fit_prompts import require_advert_fits
 from tests.federation_fixtures import CLASSES, Player
+from tests.fixtures_models import TinyModels
 from tests.gradient_fixtures import GRADIENT, GradientPlayed, equal_bits, play
+from tests.prompt_fixtures import CLASSES as CLASSES_TASK
 from tests.transfer_fixtures import (
     NUM_DEVICES,
     PHASE,
@@ -105,6 +111,29 @@ def test_what_stays_in_use_is_never_worse(honest: GradientPlayed) -> None:
     assert set(ends) <= {record["action"] for record in records}
 
 
+def test_settling_compares_prompts_behind_one_head(honest: GradientPlayed) -> None:
+    """The round's: the head tuned along is averaged away, and would have won by itself."""
+    seen, settled = Seen(honest), 0
+    adapter = seen.adapter()
+    updates = {
+        step.place.device: step.up[0].arrays
+        for step in honest.grid.steps
+        if step.place.round == PHASE and step.up and step.up[0].kind == "update"
+    }
+    for device, record in seen.records.items():
+        if record["action"] == "kept":
+            continue
+        encoded, rows = device_rows(honest, device)
+        prompt = adapter[PROMPT_NAME] + updates[device][PROMPT_NAME]
+        loss = central_loss(honest, adapter, prompt, encoded, rows.validation)
+        assert record["loss_tuned"] == pytest.approx(loss, abs=_F32)
+        candidate = seen.prompts()[record["source"]].prompt
+        loss = central_loss(honest, adapter, candidate, encoded, rows.validation)
+        assert record["loss_candidate"] == pytest.approx(loss, abs=_F32)
+        settled += 1
+    assert settled > 1
+
+
 def test_bytes_seconds_and_joules_are_those_of_what_was_sent(honest: GradientPlayed) -> None:
     seen, config = Seen(honest), honest.bench.config
     contacts = Contacts(NUM_DEVICES, config.prompt.contacts, seed=config.seed)  # type: ignore[attr-defined]
@@ -170,6 +199,47 @@ def test_devices_that_join_look_for_a_prompt(transfer_player: Player) -> None:
     assert set(Seen(played).records) == second - first != set()
     asked = {s for record in Seen(played).records.values() for s in record["asked"]}
     assert asked <= first
+
+
+def test_who_took_over_a_prompt_has_one(transfer_player: Player) -> None:
+    """It looks for none in its next round, and others hear of it."""
+    words = (
+        "prompt.rounds=null",
+        "prompt.use=zero_shot",
+        "federation.devices_per_round=4",
+        "strategy.num_rounds=5",
+        "finetune.max_steps=6",
+    )
+    played = play(transfer_player, *transfer_words(*words))
+    records = played.outcome.results["transfer"]["devices"]
+    adopted = [r["device"] for r in records if r["action"] == "zero-shot"]
+    assert adopted
+    searches = [r["device"] for r in records]
+    assert all(searches.count(device) == 1 for device in adopted)
+    advertised = {
+        (s.place.round, s.place.device) for s in played.grid.steps if s.place.kind == "advertise"
+    }
+    when = {r["device"]: r["round"] for r in records if r["device"] in adopted}
+    assert any(number > when[d] for number, d in advertised if d in when)
+
+
+def test_a_prompt_too_long_to_be_advertised_whole_is_refused(tiny: TinyModels) -> None:
+    """The longest that is not refused does fit an advert, whatever the card."""
+    model = tiny.load("bert", CLASSES_TASK).model
+    width = model.config.hidden_size
+    most = (MAX_ADVERT_BYTES - CARD_BYTES) // (4 * width)
+
+    def config(num_tokens: int, descriptor: str = "flat") -> Config:
+        words = (*GRADIENT, "prompt=transfer", f"prompt.descriptor={descriptor}")
+        return load_config(" ".join((*words, f"peft.num_tokens={num_tokens}")))
+
+    require_advert_fits(config(most), model)
+    require_advert_fits(config(most + 1, "mean"), model)
+    with pytest.raises(ConfigError, match=f"peft.num_tokens={most + 1} whole"):
+        require_advert_fits(config(most + 1), model)
+    card = Card("f" * 64, "f" * 64, 2**31, "t" * 100, 2**31)
+    flat = np.zeros(most * width, np.float32)
+    assert len(advert_of(card, b"\0" * 2**20, flat).to_blob()) <= MAX_ADVERT_BYTES
 
 
 @pytest.mark.parametrize(

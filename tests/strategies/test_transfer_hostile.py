@@ -12,7 +12,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fl_app import step_wire
-from fl_app.features_wire import MAX_BYTES
+from fl_app.errors import WireError
+from fl_app.features_wire import MAX_BYTES, FeatureWire
 from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.payload import Payload, read_payload
@@ -21,12 +22,14 @@ from fl_app.prompts.packing import unpack
 from fl_app.records import blob_of
 from fl_app.seeding import generator
 from fl_app.transfer_wire import bytes_of, octets
+from strategies.feature_server import FeatureServer
 from tests.federation_fixtures import CLASSES, Player
 from tests.gradient_fixtures import GradientPlayed, Place, Spoil, lying, on, play, rewritten
 from tests.transfer_fixtures import (
     NUM_DEVICES,
     PHASE,
     Seen,
+    central_loss,
     device_rows,
     transfer_player,
     transfer_words,
@@ -170,6 +173,49 @@ def test_what_is_lost_or_damaged_on_the_way_is_thrown_away(
         assert record["refused"] == ([reason] if device != 3 and device not in lost else [])
         assert record["source"] != 3
     assert played.devices(PHASE) == sorted(set(range(NUM_DEVICES)) - lost)
+
+
+def test_a_candidate_that_cannot_travel_costs_nobody_the_round(transfer_player: Player) -> None:
+    """The first candidate of every trial overflows its coding; the others are measured as ever."""
+    whole, coded = FeatureWire.code, list[str]()
+
+    def code(self: FeatureWire, name: str, *given: Any, **named: Any) -> Any:
+        coded.append(name)
+        if coded[-3:] == ["hidden0", "prompt", "prompt"] and not named:
+            raise WireError("overflow", "too large for half precision")
+        return whole(self, name, *given, **named)
+
+    words = transfer_words("finetune.max_steps=1")
+    with patch.object(FeatureWire, "code", code):
+        played = play(transfer_player, *words)
+    assert played.dropped(PHASE) == {}
+    seen = Seen(played)
+    for device, record in seen.records.items():
+        assert record["source"] != record["asked"][0]
+        encoded, rows = device_rows(played, device)
+        losses = [
+            central_loss(played, seen.adapter(), seen.prompts()[s].prompt, encoded, rows.probe)
+            for s in record["asked"][1:]
+        ]
+        assert record["probe_candidate"] == pytest.approx(min(losses), abs=2e-5)
+    for one in seen.of("try").values():
+        names = {name.partition("|")[0] for name in one.up[0].arrays if "|" in name}
+        assert names == {f"candidate{k}" for k in range(2, NUM_DEVICES)}
+
+
+def test_a_candidate_that_breaks_the_blocks_costs_nobody_the_round(transfer_player: Player) -> None:
+    whole = FeatureServer.states
+
+    def states(self: FeatureServer, given: torch.Tensor, number: int, device: int, k: int) -> Any:
+        return whole(self, given * (torch.nan if k == -2 else 1.0), number, device, k)
+
+    words = transfer_words("finetune.max_steps=1")
+    with patch.object(FeatureServer, "states", states):
+        played = play(transfer_player, *words)
+    assert played.dropped(PHASE) == {}
+    for record in Seen(played).records.values():
+        assert record["source"] != record["asked"][0]
+        assert record["probe_candidate"] is not None
 
 
 def _crowded(payload: Payload) -> Payload:

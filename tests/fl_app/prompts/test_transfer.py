@@ -69,6 +69,16 @@ def test_the_choice_is_the_best_feasible_one(
         assert all(worth[offer.advert.device] >= worth[other] for other in left_out)
 
 
+def test_who_announces_more_than_fits_is_not_asked() -> None:
+    """The longest prompt of this model is packed with room to spare; a byte more is too long."""
+    longest, _ = _advert(drawn_member(_FIT, _FIT.max_tokens))
+    assert longest.num_bytes < _FIT.max_bytes < 10 * longest.num_bytes + 2**16
+    for size, asked in ((_FIT.max_bytes, 1), (_FIT.max_bytes + 1, 0)):
+        advert = dataclasses.replace(longest, num_bytes=size)
+        offers = [Offer(advert, Link(1e9, 100.0), 0.9)]
+        assert len(choose(offers, _FIT, price_per_s=0.0)) == asked
+
+
 def test_poor_scores_mean_no_transfer() -> None:
     advert, _ = _advert(drawn_member(_FIT, 3))
     offers = [Offer(advert, Link(1e6, 10.0), 0.2)]
