@@ -97,8 +97,8 @@ def _require_priced(config: Config, peft: LoraConfig) -> None:
             )
         if limit is not None and peft.combine == "stack":
             raise ConfigError(
-                f"{key}.round_s={limit} has no price for peft.combine=stack, whose downlink goes by "
-                "the ranks of all devices of a round; set another limit, or peft.combine=flex"
+                f"{key}.round_s={limit} has no price for peft.combine=stack, whose downlink goes "
+                "by the ranks of all devices of a round; set another limit, or peft.combine=flex"
             )
 
 
