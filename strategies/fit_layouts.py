@@ -96,6 +96,11 @@ def _require_priced(config: Config, peft: SizedConfig) -> None:
                 f"{key}.round_s={limit} has no price for what crosses connection.block={block} in "
                 "every step; set connection.block=null, or another limit than round_s"
             )
+        if limit is not None and peft.combine == "stack":
+            raise ConfigError(
+                f"{key}.round_s={limit} has no price for peft.combine=stack, whose downlink goes "
+                "by the ranks of all devices of a round; set another limit, or peft.combine=flex"
+            )
 
 
 def _require_scored(config: Config, peft: SizedConfig) -> None:

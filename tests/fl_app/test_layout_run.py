@@ -138,3 +138,42 @@ def test_parameters_are_those_of_the_layout_in_the_end(
         result = run_main_job(grid, overrides)
     assert result.layout is not None
     assert result.model["adapter_parameters"] == result.layout["params"] < 196
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize(("drawn", "ranks"), [("null", {8, 16}), ("1", {4, 2})])
+def test_stacks_are_saved_as_their_sum(
+    tiny_federation: TinyFederation, tmp_path: Path, drawn: str, ranks: set[int]
+) -> None:
+    """Both exports compute the same; one weak device alone leaves a sum below the strong's ranks.
+
+    The weak have one unit of block 4, the strong 2 and 4. Of all devices in two rounds that makes
+    8, and 20 of which maps of 16 x 16 can use 16.
+    """
+    weak = "{name:weak,devices:[1,3],params:140}"
+    classes = f"federation.classes=[{weak},{{name:strong,devices:[0,2]}}]"
+    words = [WORDS[0], WORDS[1], classes, WORDS[3], "peft.combine=stack", "peft.aggregation=exact"]
+    words += [f"federation.devices_per_round={drawn}", f"output.dir={tmp_path}"]
+    words += ["strategy.num_rounds=2" if drawn == "null" else "strategy.num_rounds=1", "seed=0"]
+    overrides = tiny_federation.overrides(*words)
+    with LocalGrid(app, num_nodes=4, run_config={"overrides": overrides}) as grid:
+        result = run_main_job(grid, overrides)
+    raw = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(SCHEMA).validate(raw)
+    assert result.layout is not None
+    assert result.layout["combine"] == "stack"
+    assert result.layout["classes"]["strong"]["ranks"] == [2, 0, 0, 0, 4]
+    assert result.model["adapter_parameters"] == result.layout["params"]
+    logits = []
+    for name in ("adapter", "adapter_padded"):
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            tiny_federation.model, num_labels=len(CLASSES), ignore_mismatched_sizes=True
+        )
+        model = peft.PeftModel.from_pretrained(base, tmp_path / name).eval()
+        with torch.inference_mode():
+            logits.append(model(input_ids=torch.arange(5, 35).reshape(5, 6)).logits)
+    bound = 64 * torch.finfo(torch.float32).eps * float(logits[0].abs().max())
+    assert (logits[0] - logits[1]).abs().max() <= bound
+    is_weak = set(result.rounds[1].devices) <= {1, 3}
+    assert is_weak == (drawn == "1")
+    assert {rank for rank in result.layout["server"] if rank} == ranks
