@@ -246,3 +246,17 @@ def test_values_out_of_range_are_named(word: str) -> None:
 def test_virtual_tokens_have_no_gain_before_they_are_there() -> None:
     with pytest.raises(ConfigError, match=r"peft\.layout\.rule='cost_aware'.*sensitivity"):
         load_config("peft=deep_prompt peft.layout.rule=cost_aware")
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("reference", "num_nodes", "layout"),
+    [("frozen", 4, {}), ("federated_full", 4, {0: 2, 4: 4}), ("centralised", 1, {0: 2, 4: 4})],
+)
+def test_comparison_runs_have_the_same_layout(
+    player: Player, kind: str, reference: str, num_nodes: int, layout: dict[int, int]
+) -> None:
+    words = (*KINDS[kind], "peft.layout.rule=linear_up", ONE_ROUND)
+    played = player.play(*words, reference=reference, num_nodes=num_nodes)
+    assert played.outcome.aggregated == 1
+    assert layout_of(played.outcome.adapter) == layout
