@@ -52,7 +52,10 @@ from fl_app.schema.model import (
     PromptTuningConfig,
 )
 from fl_app.schema.prompt import (
+    EnsembleAttention,
     EnsembleConfig,
+    EnsembleFitted,
+    EnsembleFusion,
     EnsembleLogitMean,
     EnsembleMean,
     EnsembleMedian,
@@ -91,7 +94,10 @@ __all__ = [
     "EmbeddedData",
     "EmulatorConfig",
     "EmulatorDownloadStrategy",
+    "EnsembleAttention",
     "EnsembleConfig",
+    "EnsembleFitted",
+    "EnsembleFusion",
     "EnsembleLogitMean",
     "EnsembleMean",
     "EnsembleMedian",
