@@ -73,6 +73,8 @@ GROUPS: dict[str, dict[str, type]] = {
         "ensemble_logit_mean": schema.EnsembleLogitMean,
         "ensemble_median": schema.EnsembleMedian,
         "ensemble_weighted": schema.EnsembleWeighted,
+        "ensemble_attention": schema.EnsembleAttention,
+        "ensemble_fusion": schema.EnsembleFusion,
         "transfer": schema.TransferPrompt,
     },
     "federation": {

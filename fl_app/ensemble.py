@@ -14,6 +14,7 @@ from fl_app.fomo.backbone import Backbone, head_modules
 from fl_app.fomo.frozen import frozen_of, save_frozen
 from fl_app.fomo.pooler import pooler_of
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
+from fl_app.prompts.attentive import FITS, FitSettings
 from fl_app.prompts.batched import Tensors, tensors_of
 from fl_app.prompts.decoded import exact_matches
 from fl_app.prompts.errors import PromptError
@@ -22,7 +23,13 @@ from fl_app.prompts.measure import Measured, measure
 from fl_app.prompts.member import Card, Member, member_of
 from fl_app.prompts.pool import MODEL_FILE, Pool
 from fl_app.prompts.public_rows import PublicRows, texts_at_once
-from fl_app.schema import Config, EnsembleConfig, EnsembleVote, EnsembleWeighted
+from fl_app.schema import (
+    Config,
+    EnsembleConfig,
+    EnsembleFitted,
+    EnsembleVote,
+    EnsembleWeighted,
+)
 from fl_app.seeding import generator
 from fl_app.settings import adapter_spec, num_members_of
 from fl_app.tasks import Encoded, Task
@@ -59,7 +66,13 @@ class Ensemble:
         self._config, self._settings, self._backbone = config, settings, backbone
         self._full, self._task = full, task
         self._public = PublicRows(
-            full.bare_model, task, public, how=self._how, eta=_eta(settings), seed=config.seed
+            full.bare_model,
+            task,
+            public,
+            how=self._how,
+            eta=_eta(settings),
+            fit=_fit(settings),
+            seed=config.seed,
         )
         self.num_members = num_members_of(config)
         start = full.read()
@@ -151,14 +164,16 @@ class Ensemble:
         """
         pool, _ = self.pool(adapter)
         members = [tensors_of(member) for member in pool.members]
+        fitted = self._public.fitted(pool.members)
         found = measure(
             model,
             members,
             self._task,
             rows,
             how=self._how,
-            weights=self._public.weights(pool.members),
+            weights=fitted.weights if fitted else self._public.weights(pool.members),
             batch_size=texts_at_once(len(members)),
+            answer=fitted.answer if fitted else None,
         )
         if model is self._full.bare_model:
             self.latest = found
@@ -231,6 +246,8 @@ class Ensemble:
     def _how(self) -> str:
         """The combiner of the measure; of texts, strings are voted on at the end, see ``entry``."""
         how = self._settings.combiner
+        if how in FITS:
+            return "mean"  # as which their members are screened
         return "mean" if how == "vote" and not self._task.higher_is_better else how
 
     def _decoded(self, members: Sequence[Tensors], rows: Encoded) -> Mapping[str, Any] | None:
@@ -259,6 +276,14 @@ def _eta(settings: EnsembleConfig) -> float | None:
     match settings:
         case EnsembleWeighted(eta=eta):
             return eta
+        case _:
+            return None
+
+
+def _fit(settings: EnsembleConfig) -> FitSettings | None:
+    match settings:
+        case EnsembleFitted(combiner=kind, lr=lr, epochs=epochs, hidden=hidden):
+            return FitSettings(kind, lr, epochs, hidden)
         case _:
             return None
 

@@ -9,6 +9,7 @@ from fl_app.prompts.advert import CARD_BYTES, MAX_ADVERT_BYTES
 from fl_app.schema import (
     Config,
     EnsembleConfig,
+    EnsembleFitted,
     EnsembleMedian,
     EnsembleWeighted,
     GradientDownloadStrategy,
@@ -77,6 +78,16 @@ def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
             raise ConfigError(
                 "prompt=ensemble_weighted weighs members by their loss on public rows; set "
                 "data.public_fraction above 0"
+            )
+        case EnsembleFitted() if config.model.task == "causal_lm":
+            raise ConfigError(
+                f"prompt=ensemble_{ensemble.combiner} looks at whole texts, and those of model.task"
+                "=causal_lm hold what is to be predicted; choose prompt=ensemble_weighted"
+            )
+        case EnsembleFitted() if config.data.public_fraction == 0:
+            raise ConfigError(
+                f"prompt=ensemble_{ensemble.combiner} is fitted on public rows; set "
+                "data.public_fraction above 0, or choose prompt=ensemble_vote"
             )
         case EnsembleMedian() if config.model.task == "causal_lm":
             raise ConfigError(

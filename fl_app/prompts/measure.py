@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_app.prompts.attentive import Answer
 from fl_app.prompts.batched import Tensors, log_probabilities, member_losses
 from fl_app.prompts.ensemble import combine, exponential_weights
 from fl_app.prompts.errors import PromptError
@@ -55,6 +56,7 @@ def measure(
     how: str = "mean",
     weights: Sequence[float] | None = None,
     batch_size: int = 32,
+    answer: Answer | None = None,
 ) -> Measured:
     """Measures members and ensemble in one go.
 
@@ -67,6 +69,8 @@ def measure(
             is refused, see ``generate.vote_strings``.
         weights: one per member, >= 0; uniform if None.
         batch_size: texts of a pass; k times as many rows.
+        answer: how the ensemble answers, where that is no combiner, see ``attentive``; ``how`` is
+            not read then, and ``weights`` are for the result alone.
 
     Raises:
         PromptError: ``no-rows``, or ``unsupported-setting`` (a vote on tokens).
@@ -86,11 +90,11 @@ def measure(
             log_probs, labels = log_probabilities(model, members, batch)
             if len(labels) == 0:
                 continue
-            answer = combine(how, log_probs, shares)
+            whole = answer(model, batch, log_probs) if answer else combine(how, log_probs, shares)
             own += (log_probs.argmax(-1) == labels).sum(-1)
             own_loss += member_losses(log_probs, labels).double() * len(labels)
-            hits += float((answer.classes == labels).sum())
-            mixed = member_losses(answer.log_probs.unsqueeze(0), labels)
+            hits += float((whole.classes == labels).sum())
+            mixed = member_losses(whole.log_probs.unsqueeze(0), labels)
             all_loss += float(mixed) * len(labels)
             count += len(labels)
     if count == 0:

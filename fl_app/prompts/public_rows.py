@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fl_app.prompts.attentive import FITS, FitSettings, Fitted
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import exponential_weights
+from fl_app.prompts.errors import PromptError
 from fl_app.prompts.measure import weights_on
 from fl_app.prompts.member import Member
 from fl_app.prompts.screen import Said, screen
@@ -18,6 +20,8 @@ from fl_app.tasks import Encoded, Task
 log = logging.getLogger("deft")
 MOST_SCREENED = 512
 """Rows on which members are screened, at most: two standard errors are 4 points then."""
+_FIT_BATCH = 32
+"""Texts of one step of a fit."""
 ROWS_AT_ONCE = 64
 """Texts of all members together in one pass."""
 
@@ -31,18 +35,28 @@ class PublicRows:
         rows: any number.
         how: a key of ``ensemble.COMBINERS``, by which members answer together.
         eta: of exponential weights; None for members that count alike.
-        seed: draws the rows for screening.
+        fit: of an attention; None where there is none.
+        seed: draws the rows for screening and fitting, and the attention's starting values.
     """
 
     def __init__(
-        self, model: Any, task: Task, rows: Encoded, *, how: str, eta: float | None, seed: int
+        self,
+        model: Any,
+        task: Task,
+        rows: Encoded,
+        *,
+        how: str,
+        eta: float | None,
+        fit: FitSettings | None,
+        seed: int,
     ) -> None:
         self._model, self._task, self._rows = model, task, rows
-        self._how, self._eta = how, eta
+        self._how, self._eta, self._fit, self._seed = how, eta, fit, seed
         drawn = generator(seed, "screen").permutation(len(rows))[:MOST_SCREENED]
         self._screen_rows = sorted(map(int, drawn), key=lambda i: int(rows.lengths[i]))
         self._screened: dict[tuple[str, ...], dict[int, str]] = {}
         self._weighed: dict[tuple[str, ...], tuple[float, ...]] = {}
+        self._fitted: dict[tuple[str, ...], Fitted] = {}
 
     @property
     def num_screened(self) -> int:
@@ -85,6 +99,30 @@ class PublicRows:
             )
             self._weighed = {key: found}
         return self._weighed[key]
+
+    def fitted(self, members: Sequence[Member]) -> Fitted | None:
+        """Returns the attention fitted to these members; None without ``fit``.
+
+        Raises:
+            PromptError: ``no-rows``, or the fit fails.
+        """
+        if self._fit is None:
+            return None
+        key = tuple(member.content_hash for member in members)
+        if key not in self._fitted:
+            rows = generator(self._seed, "attention-rows").permutation(self._screen_rows).tolist()
+            if not rows:
+                raise PromptError("no-rows", "an attention needs public rows to be fitted on")
+            batches = [
+                self._task.batch(self._rows, rows[start : start + _FIT_BATCH])
+                for start in range(0, len(rows), _FIT_BATCH)
+            ]
+            tensors = [tensors_of(member) for member in members]
+            fit = FITS[self._fit.kind]
+            found = fit(self._model, tensors, batches, self._fit, seed=self._seed)
+            log.info("%s fitted: %.4f -> %.4f", self._fit.kind, found.losses[0], found.losses[-1])
+            self._fitted = {key: found}
+        return self._fitted[key]
 
     def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:
         size = texts_at_once(len(members))

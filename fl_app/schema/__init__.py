@@ -55,7 +55,10 @@ from fl_app.schema.model import (
     SizedConfig,
 )
 from fl_app.schema.prompt import (
+    EnsembleAttention,
     EnsembleConfig,
+    EnsembleFitted,
+    EnsembleFusion,
     EnsembleLogitMean,
     EnsembleMean,
     EnsembleMedian,
@@ -96,7 +99,10 @@ __all__ = [
     "EmbeddedData",
     "EmulatorConfig",
     "EmulatorDownloadStrategy",
+    "EnsembleAttention",
     "EnsembleConfig",
+    "EnsembleFitted",
+    "EnsembleFusion",
     "EnsembleLogitMean",
     "EnsembleMean",
     "EnsembleMedian",

@@ -87,3 +87,40 @@ class EnsembleWeighted(EnsembleConfig):
         """Checks the ranges."""
         super().__post_init__()
         require("prompt.eta", self.eta, 0 <= self.eta < inf, "must be >= 0 and finite")
+
+
+@dataclass
+class EnsembleFitted(EnsembleConfig):
+    """A small attention of texts to members, fitted on public rows after every round measured."""
+
+    lr: float = 3e-3
+    """AdamW's rate while it is fitted, > 0."""
+    epochs: int = 5
+    """Passes over the public rows (at most 512 of them), >= 1."""
+    hidden: int = 100
+    """Width of its bottleneck, >= 1."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        require("prompt.lr", self.lr, 0 < self.lr < inf, "must be > 0 and finite")
+        for key in ("epochs", "hidden"):
+            value = getattr(self, key)
+            require(f"prompt.{key}", value, value >= 1, "must be >= 1")
+
+
+@dataclass
+class EnsembleAttention(EnsembleFitted):
+    """The mean with weights of each text's own (sample-specific attention); for classes."""
+
+    combiner: ClassVar[str] = "attention"
+
+
+@dataclass
+class EnsembleFusion(EnsembleFitted):
+    """One pass for each text with a prompt mixed of all members' (attentional fusion); for classes.
+
+    The prompt added to them and the head behind them are fitted as well.
+    """
+
+    combiner: ClassVar[str] = "fusion"

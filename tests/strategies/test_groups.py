@@ -206,6 +206,9 @@ def test_what_does_not_fit_an_ensemble_is_named(player: Player, word: str) -> No
     ("words", "says"),
     [
         ("prompt=ensemble_weighted data.public_fraction=0", "data.public_fraction above 0"),
+        ("prompt=ensemble_attention data.public_fraction=0", "attention is fitted on public rows"),
+        ("prompt=ensemble_fusion data.public_fraction=0", "fusion is fitted on public rows"),
+        ("prompt=ensemble_fusion model.task=causal_lm", "choose prompt=ensemble_weighted"),
         ("prompt=ensemble_median model.task=causal_lm", "ensemble_mean or ensemble_vote"),
         (
             "prompt=ensemble_mean strategy=gradient_download strategy.shared_gradient=true",
@@ -228,6 +231,12 @@ def test_contradictions_are_named(words: str, says: str) -> None:
 def test_options_out_of_range_are_named(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0].removeprefix("prompt.")):
         load_config(f"prompt=ensemble_weighted {word}")
+
+
+@pytest.mark.parametrize("word", ["prompt.lr=0", "prompt.epochs=0", "prompt.hidden=0"])
+def test_options_of_a_fit_out_of_range_are_named(word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load_config(f"prompt=ensemble_attention {word}")
 
 
 def test_an_ensemble_chooses_soft_prompts_by_itself() -> None:
