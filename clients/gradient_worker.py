@@ -14,6 +14,7 @@ from clients.local_state import LocalState, read_state, stepped
 from clients.part_worker import PartWorker
 from clients.round_state import RoundState
 from fl_app import wire
+from fl_app.connections import feature_link_spec
 from fl_app.errors import WireError
 from fl_app.features_wire import (
     COUNTS,
@@ -36,7 +37,7 @@ from fl_app.fomo.front import masks_of
 from fl_app.payload import Payload, Scalar
 from fl_app.schema import SimulationFederation
 from fl_app.seeding import generator
-from fl_app.settings import aggregation_of, feature_link_spec, round_tuning
+from fl_app.settings import aggregation_of, round_tuning
 from fl_app.tasks import Batch
 from fl_app.updates import Update, layout_hash, travels
 

@@ -13,6 +13,7 @@ from clients.cache import BlobCache
 from clients.device_data import DeviceData
 from clients.loaded import Loaded
 from fl_app import wire
+from fl_app.connections import connect
 from fl_app.finetune import tune
 from fl_app.fomo.lora import lora_start
 from fl_app.fomo.package import unpack
@@ -22,14 +23,7 @@ from fl_app.profiling import gains_of
 from fl_app.records import from_blob
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import (
-    adapter_for,
-    aggregation_of,
-    connect,
-    round_tuning,
-    task_for,
-    unit_scores,
-)
+from fl_app.settings import adapter_for, aggregation_of, round_tuning, task_for, unit_scores
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update, subtract, travels
 

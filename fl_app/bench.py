@@ -14,6 +14,7 @@ import torch
 
 from fl_app.allocation import Allocation, allocate
 from fl_app.block_times import BlockTimes, block_times, is_scheduled
+from fl_app.connections import connect
 from fl_app.cut_model import cut_model
 from fl_app.data.source import require_columns
 from fl_app.emulator_piece import make_emulator
@@ -42,14 +43,7 @@ from fl_app.schema import (
     SizedConfig,
 )
 from fl_app.seeding import generator
-from fl_app.settings import (
-    adapter_for,
-    connect,
-    prompted_body,
-    require_peft_fits,
-    split_of,
-    task_for,
-)
+from fl_app.settings import adapter_for, prompted_body, require_peft_fits, split_of, task_for
 from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 from strategies.build import build_rule

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fl_app.connections import connect
 from fl_app.errors import ConfigError
 from fl_app.finetune import local_batches
 from fl_app.fomo.backbone import Backbone
@@ -16,7 +17,7 @@ from fl_app.fomo.package import EmulatorPackage, pack, unpack
 from fl_app.piece import Piece
 from fl_app.schema import Config, EmulatorConfig
 from fl_app.seeding import generator
-from fl_app.settings import adapter_for, connect, split_of
+from fl_app.settings import adapter_for, split_of
 from fl_app.tasks import Encoded, Task
 
 log = logging.getLogger("deft")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -12,8 +12,6 @@ from fl_app.fomo.adapter import Adapter, AdapterSpec, LoraSpec
 from fl_app.fomo.backbone import head_modules, require_length
 from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.bottleneck import BottleneckSpec
-from fl_app.fomo.connection_insert import Insertion, insert_connection, insert_down_projections
-from fl_app.fomo.connection_link import LinkSpec
 from fl_app.fomo.deep_prompt import DeepPromptSpec
 from fl_app.fomo.emulator import Split
 from fl_app.fomo.parts import DevicePart
@@ -21,7 +19,6 @@ from fl_app.fomo.soft_prompt import PromptedModel, PromptSpec, token_table
 from fl_app.schema import (
     BottleneckConfig,
     Config,
-    ConnectionConfig,
     DataConfig,
     DeepPromptConfig,
     EmulatorConfig,
@@ -37,7 +34,6 @@ from fl_app.schema import (
 )
 from fl_app.tasks import Columns, Task, build_task
 from fl_app.unit_scores import UnitScores
-from fl_app.wireless.channel import Fading, Kind
 
 
 def adapter_spec(peft: PeftConfig) -> AdapterSpec | None:
@@ -274,47 +270,3 @@ def round_tuning(config: Config, round_number: int, proximal_mu: float = 0.0) ->
     num_rounds = config.strategy.num_rounds
     progress = ((round_number - 1) / num_rounds, round_number / num_rounds)
     return local_tuning(config.finetune, proximal_mu, progress)
-
-
-def link_spec(connection: ConnectionConfig) -> LinkSpec:
-    """Returns the link of a neural connection."""
-    gradient = connection.gradient_tx_snr_db
-    return LinkSpec(
-        tx_snr_db=connection.tx_snr_db,
-        gradient_tx_snr_db=connection.tx_snr_db if gradient is None else gradient,
-        num_tx=connection.num_tx,
-        num_rx=connection.num_rx,
-        fading=Fading(
-            kind=cast(Kind, connection.fading),
-            rician_k=connection.rician_k,
-            correlation=connection.correlation,
-        ),
-        csi_error=connection.csi_error,
-        rotation=connection.rotation,
-        power_per_use=connection.power_per_use,
-        peak_db=connection.peak_db,
-    )
-
-
-def feature_link_spec(config: Config) -> LinkSpec | None:
-    """Returns the link that features of gradient download cross; None where they are bytes."""
-    return None if config.connection.block is None else link_spec(config.connection)
-
-
-def connect(config: Config, adapter: Adapter, blocks: Sequence[int]) -> Insertion | None:
-    """Puts the configured neural connection into an adapter's model; None where none is wanted.
-
-    Args:
-        config: the run's configuration.
-        adapter: the adapter of the full model or of an emulator.
-        blocks: indices, in the full model, of its model's blocks in order.
-
-    Raises:
-        ModelError: the block is not in the model, or holds no LoRA for ``carries=lora_a``.
-    """
-    wanted = config.connection
-    if wanted.block is None:
-        return None
-    place: dict[str, Any] = {"block": wanted.block, "blocks": blocks, "seed": config.seed}
-    insert = insert_connection if wanted.carries == "features" else insert_down_projections
-    return insert(adapter.bare_model, spec=link_spec(wanted), **place)

@@ -34,13 +34,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fl_app.bench import Bench, prepare
 from fl_app.config import load_config
+from fl_app.connections import link_spec
 from fl_app.evaluate import evaluate
 from fl_app.finetune import tune
 from fl_app.fomo.connection_insert import insert_connection
 from fl_app.material import load_material
 from fl_app.schema import Config
 from fl_app.seeding import generator
-from fl_app.settings import link_spec, local_tuning
+from fl_app.settings import local_tuning
 from fl_app.tasks import Encoded
 from fl_app.updates import Update
 from fl_app.variants import as_reference

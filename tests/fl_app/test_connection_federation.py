@@ -11,6 +11,7 @@ from flwr.app import Message
 from fl_app import wire
 from fl_app.bench import prepare
 from fl_app.config import load_config, to_dict
+from fl_app.connections import link_spec
 from fl_app.errors import ConfigError, ModelError
 from fl_app.finetune import local_batches
 from fl_app.job import adapter_sha256
@@ -18,7 +19,6 @@ from fl_app.material import load_material
 from fl_app.measures import measure_emulator, measure_plug_in
 from fl_app.schema import ConnectionConfig
 from fl_app.seeding import generator
-from fl_app.settings import link_spec
 from fl_app.variants import as_reference
 from tests import fakes
 from tests.federation_fixtures import (

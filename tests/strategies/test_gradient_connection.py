@@ -12,6 +12,7 @@ import pytest
 
 from fl_app.bench import prepare
 from fl_app.config import load_config
+from fl_app.connections import link_spec
 from fl_app.errors import ConfigError
 from fl_app.features_wire import FEATURES, GRADIENT
 from fl_app.fomo.features import FeatureGradient
@@ -19,7 +20,6 @@ from fl_app.fomo.front import Front
 from fl_app.local_grid import ThreadedGrid
 from fl_app.measures import measure_plug_in
 from fl_app.payload import Payload
-from fl_app.settings import link_spec
 from fl_app.variants import REFERENCES
 from fl_app.wireless.mimo_design import design_connection
 from tests.connection_fixtures import EPS
