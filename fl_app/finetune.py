@@ -27,13 +27,13 @@ class LocalTuning:
         batch_size: examples per local step.
         lr: AdamW learning rate of the LoRA factors or the soft prompt.
         head_lr: AdamW learning rate of the task head.
-        lr_final: share of both rates that is left at the end of the run, in (0, 1].
         eps: AdamW's denominator constant. A first step is lr g / (|g| + eps), so a gradient well
             below eps moves little, where the usual 1e-8 makes any gradient a full step.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: gradients are scaled down to this norm.
         logit_adjustment: tau of ``Task.local_loss``.
         proximal_mu: FedProx (Li et al. 2020, arXiv:1812.06127) adds mu/2 ||w - w_received||^2.
+        lr_final: share of both rates that is left at the end of the run, in (0, 1].
         progress: shares of the run that are over at the first local step and after the last.
     """
 
@@ -42,12 +42,12 @@ class LocalTuning:
     batch_size: int
     lr: float
     head_lr: float
-    lr_final: float
     eps: float
     weight_decay: float
     clip_norm: float
     logit_adjustment: float
     proximal_mu: float
+    lr_final: float = 1.0
     progress: tuple[float, float] = (0.0, 0.0)
 
     def rate_share(self, step: int, num_steps: int) -> float:

@@ -73,11 +73,9 @@ def run_reference(name: str, overrides: str) -> float:
 
     run = load_config(overrides)
     config = as_reference(run, name)
-    if name == "frozen" and config.model.task == "causal_lm":
-        # A language model has no head to tune: frozen means untouched.
-        untouched = prepare(as_reference(run, "federated_full"), like=run)
-        return measure_plug_in(untouched, untouched.full.read(), untouched.test)
     bench = prepare(config, like=run)
+    if name == "frozen" and config.model.task == "causal_lm":
+        return measure_plug_in(bench, bench.full.read(), bench.test)
     run_config = {"overrides": overrides, "reference": name}
     with LocalGrid(app, num_nodes=config.federation.num_devices, run_config=run_config) as grid:
         outcome = federate(grid, bench, measure_rounds=False)

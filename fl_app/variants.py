@@ -17,6 +17,7 @@ from fl_app.schema import (
     GradientDownloadStrategy,
     HeadConfig,
     LayoutConfig,
+    LoraConfig,
     NoPrompt,
     PeftConfig,
     ServerRuleConfig,
@@ -47,9 +48,11 @@ def as_reference(config: Config, name: str) -> Config:
             if connection.carries == "lora_a":  # a head alone has no A to compute
                 connection = dataclasses.replace(connection, block=None)
             alike = dataclasses.replace(whole.federation, classes=[])
+            # A language model has no head: LoRA as it starts, which changes no output.
+            has_head = config.model.task != "causal_lm"
             return dataclasses.replace(
                 whole,
-                peft=HeadConfig(),
+                peft=HeadConfig() if has_head else LoraConfig(),
                 prompt=NoPrompt(),
                 connection=connection,
                 federation=alike,

@@ -240,7 +240,6 @@ def _local(settings: Settings) -> LocalTuning:
         batch_size=settings.batch_size,
         lr=settings.lr,
         head_lr=settings.head_lr,
-        lr_final=1.0,
         eps=1e-8,
         weight_decay=0.0,
         clip_norm=1.0,

@@ -1,17 +1,22 @@
 """Comparison runs differ from the run they are compared with in one thing each."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from fl_app import wire
+from fl_app.bench import prepare
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
+from fl_app.evaluate import evaluate
 from fl_app.fomo.package import content_hash, unpack
 from fl_app.references import run_reference
 from fl_app.schema import Config, HeadConfig
 from fl_app.variants import REFERENCES, as_reference
+from tests.ensemble_fixtures import language_words
 from tests.federation_fixtures import NUM_DEVICES, Played, Player, player, tiny_federation
 
 __all__ = ["player", "tiny_federation"]
@@ -133,3 +138,12 @@ def test_a_comparison_run_gives_one_figure_and_the_same_each_time(
     assert 0 <= measure <= 1
     if name == "centralised":
         assert run_reference(name, overrides) == measure
+
+
+@pytest.mark.parametrize("peft", ["lora", "deep_prompt", "bottleneck", "prompt"])
+def test_a_frozen_language_model_is_the_checkpoint(tmp_path: Path, peft: str) -> None:
+    """Whatever is tuned in the run: virtual tokens change outputs before the first step."""
+    overrides = " ".join([*language_words(tmp_path), f"peft={peft}"])
+    bench = prepare(load_config(overrides))
+    model = AutoModelForCausalLM.from_pretrained(bench.config.model.path).eval()
+    assert run_reference("frozen", overrides) == evaluate(model, bench.task, bench.test)
