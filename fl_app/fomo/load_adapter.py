@@ -21,6 +21,9 @@ from fl_app.fomo.blocks import num_blocks
 from fl_app.fomo.own_format import LEAD, read_own
 from fl_app.layout.prefix import layout_of
 
+_PLACES = ("bottleneck", "prompt")
+"""Names under which blocks and attentions hold what is put into them."""
+
 
 def load_adapter(model: Any, folder: str | Path) -> nn.Module:
     """Loads an adapter that ``Adapter.save`` wrote for ``peft=bottleneck`` or ``deep_prompt``.
@@ -34,9 +37,15 @@ def load_adapter(model: Any, folder: str | Path) -> nn.Module:
         The model with its adapter, frozen, in ``eval`` mode; it is called as ``model`` is.
 
     Raises:
-        ModelError: the folder holds no such adapter, or it does not fit the model.
+        ModelError: the folder holds no such adapter, it does not fit the model, or the model has
+            one already.
     """
     config, spec, tensors = read_own(Path(folder))
+    if any(hasattr(module, kind) for module in model.modules() for kind in _PLACES):
+        raise ModelError(
+            f"the model already has an adapter, and '{folder}' would come on top of it; load the "
+            "checkpoint again"
+        )
     try:
         blocks, heads = list(config["blocks"]), list(config["heads"])
         carried = {str(name): model.get_submodule(name) for name in config["carried"]}

@@ -83,6 +83,8 @@ def read_own(folder: Path) -> tuple[dict[str, Any], OwnSpec, dict[str, torch.Ten
         raise ModelError(
             f"'{folder}' holds no adapter: {error}; give a folder that a run left as adapter/"
         ) from error
+    if not isinstance(config, dict):
+        raise ModelError(f"'{folder}': {CONFIG} is damaged (no object); save it again")
     if "peft_type" in config:
         raise ModelError(
             f"'{folder}' holds an adapter of PEFT (peft_type={config['peft_type']}); load it with "

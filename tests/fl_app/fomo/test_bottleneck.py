@@ -224,6 +224,17 @@ def test_what_is_no_such_adapter_is_named(tiny: TinyModels, tmp_path: Path) -> N
     path.write_text(json.dumps(config))
     with pytest.raises(ModelError, match="does not fit"):
         load_adapter(tiny.load("gpt2", "causal_lm").model, tmp_path)
+    path.write_text("[]")
+    with pytest.raises(ModelError, match="is damaged"):
+        load_adapter(tiny.load(*BERT).model, tmp_path)
+
+
+def test_a_second_adapter_does_not_come_on_top(tiny: TinyModels, tmp_path: Path) -> None:
+    _adapter(tiny).save(tmp_path)
+    model = tiny.load(*BERT).model
+    load_adapter(model, tmp_path)
+    with pytest.raises(ModelError, match="load the checkpoint again"):
+        load_adapter(model, tmp_path)
 
 
 def test_what_does_not_fit_is_named(tiny: TinyModels) -> None:
