@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_app import updates, wire
-from fl_app.errors import RunError, WireError
+from fl_app.errors import RunError
 from fl_app.fomo.package import content_hash
 from fl_app.layout.prefix import cut, cut_units, pad
 from fl_app.ledger import Ledger
@@ -30,7 +30,7 @@ from strategies.booking import book_airtime, book_bytes, book_plan
 from strategies.combine import Apply, Combine, Gathered, held_by
 from strategies.group_step import step_groups
 from strategies.groups import Groups
-from strategies.judge import by_device
+from strategies.judge import by_device, require_bounded
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
@@ -211,20 +211,21 @@ class FederatedDeft(Strategy):
         try:
             stepped = step_groups(self.groups, server_round, accepted, received, self._step)
         except RunError as error:  # too few survivors for Krum, say; the next round may have more
-            for reply in accepted:
-                book.drop(reply.device, "rule")
-            return self._keep(server_round, str(error))
+            return self._refuse(server_round, accepted, error)
         moved = enumerate(self._adapters)
         adapter = updates.join([stepped.adapters.get(group, kept) for group, kept in moved])
         if not updates.is_finite(adapter):
             raise RunError(
                 f"round {server_round}: the server rule made the adapter NaN or infinite"
             )
+        try:
+            adapter = self._round_start.end(server_round, adapter)
+        except RunError as error:
+            return self._refuse(server_round, accepted, error)
         for device in stepped.refused:
             book.drop(device, "rule")
         book.metrics |= stepped.figures
         accepted = [reply for reply in accepted if reply.device not in stepped.refused]
-        adapter = self._round_start.end(server_round, adapter)
         adapter = self._scoring.settle(server_round, adapter, accepted)
         shares = np.array([reply.num_examples for reply in accepted], np.float64)
         losses = np.array([reply.loss for reply in accepted])
@@ -275,6 +276,14 @@ class FederatedDeft(Strategy):
         """Returns the adapter of a device's group."""
         return self._adapters[self.groups.of[device]]
 
+    def _refuse(
+        self, server_round: int, accepted: list[wire.Reply], error: RunError
+    ) -> tuple[None, None]:
+        """Ends a round of which the server's step can make nothing."""
+        for reply in accepted:
+            self.rounds[server_round].drop(reply.device, "rule")
+        return self._keep(server_round, str(error))
+
     def _keep(self, server_round: int, why: str) -> tuple[None, None]:
         """Ends a round that leaves the adapter as it was."""
         log.warning("round %d: %s; the adapter is unchanged", server_round, why)
@@ -322,18 +331,11 @@ class FederatedDeft(Strategy):
         """Returns an answer in the server's coordinates.
 
         Raises:
-            WireError: it is finite itself but overflows where updates are combined.
+            WireError: it is finite itself but so large that sums, products or models overflow.
         """
         whole = replace(reply, update=pad(reply.update, self._tuned))
-        self._require_finite(whole)
+        require_bounded(updates.add(self._of(reply.device), whole.update))
         return whole
-
-    def _require_finite(self, reply: wire.Reply) -> None:
-        """Refuses an update that is finite itself but overflows where updates are combined."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            entered = self._space.enter(updates.add(self._of(reply.device), reply.update))
-        if not updates.is_finite(entered):
-            raise WireError("not-finite", "the update overflows where LoRA is combined")
 
     def _book(self, link: str, order: wire.Order, what: str, num_bytes: int) -> None:
         book_bytes(self._ledger, link, order, what, num_bytes)

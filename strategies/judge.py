@@ -8,8 +8,13 @@ from flwr.app import Message
 from fl_app import wire
 from fl_app.errors import RunError, WireError
 from fl_app.updates import Update
+from strategies.lora_space import largest_norm
 
 log = logging.getLogger("deft")
+
+MAX_NORM = 1e15
+"""The largest norm of what a device tuned: float32 holds its square, as attention takes it, and
+what rounds, the scale alpha / rank and the width of a model make of it."""
 
 
 def by_device(replies: Iterable[Message], asked: Mapping[str, int]) -> dict[int, list[Message]]:
@@ -58,3 +63,14 @@ def judge(
                 "of parallel workers or choose a smaller model"
             ) from error
         raise
+
+
+def require_bounded(tuned: Update) -> None:
+    """Refuses what a device tuned where sums, products or the model itself might overflow.
+
+    Raises:
+        WireError: an array or a product B A has a norm above ``MAX_NORM``, or is not finite.
+    """
+    norm = largest_norm(tuned)
+    if not norm <= MAX_NORM:
+        raise WireError("not-finite", f"the tuned adapter has norm {norm:g}, above {MAX_NORM:g}")

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fl_app.errors import ConfigError
+from fl_app.errors import ConfigError, RunError
 from fl_app.layout.prefix import Layout, block_number
 from fl_app.updates import Update
 
@@ -89,17 +89,25 @@ class ProductSpace:
         return mapped
 
     def leave(self, combined: Update) -> Update:
-        """Re-factors each product."""
+        """Re-factors each product.
+
+        Raises:
+            RunError: a product is NaN or infinite, from which LAPACK may never return.
+        """
         adapter: Update = {}
         for name, array in combined.items():
             if not name.endswith(_PRODUCT):
                 adapter[name] = array
                 continue
             stem = name.removesuffix(_PRODUCT)
+            if not np.isfinite(array).all():
+                raise RunError(
+                    f"{stem}: the combined product is not finite; nothing of this round is used"
+                )
             rank = self.rank_of(stem)
             left, values, right = np.linalg.svd(array.astype(np.float64), full_matrices=False)
             root = np.sqrt(values[:rank])
-            is_used = values[:rank] > _NOISE * values[0]
+            is_used = values[:rank] > _NOISE * values.max(initial=0.0)
             # a map with fewer rows or columns than the rank has fewer singular values, too
             spare = (0, rank - len(root))
             tall = left[:, :rank] * np.where(is_used, root, 0.0)
@@ -151,7 +159,8 @@ class CoreSpace:
             else:
                 rotated[name] = array
         entered = self._products.enter(rotated)
-        return {name: array.astype(np.float32) for name, array in entered.items()}
+        with np.errstate(over="ignore"):  # ``leave`` says so
+            return {name: array.astype(np.float32) for name, array in entered.items()}
 
     def leave(self, combined: Update) -> Update:
         """Re-factors each core, and turns its factors back."""
@@ -160,6 +169,22 @@ class CoreSpace:
             adapter[stem + _B] = (tall @ adapter[stem + _B]).astype(np.float32)
             adapter[stem + _A] = (adapter[stem + _A] @ self._wide[stem].T).astype(np.float32)
         return adapter
+
+
+def largest_norm(adapter: Update) -> float:
+    """Returns a bound on the Euclidean norm of every array and of every product B A, in float64.
+
+    A product counts as the sum over its units of ||b_i|| ||a_i||: units that cancel do not hide,
+    for their order in a sum is not the same everywhere. NaN where an entry is; 0 without arrays.
+    """
+    norms = [0.0]
+    for name, array in adapter.items():
+        norms.append(float(np.linalg.norm(array.astype(np.float64))))
+        other = adapter.get(name.removesuffix(_B) + _A) if name.endswith(_B) else None
+        if other is not None:
+            tall = np.linalg.norm(array.astype(np.float64), axis=0)
+            norms.append(float(tall @ np.linalg.norm(other.astype(np.float64), axis=1)))
+    return float(np.max(norms))
 
 
 def discarded(combined: Update, kept: Update) -> float:

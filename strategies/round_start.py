@@ -38,7 +38,11 @@ class RoundStart(Protocol):
         ...
 
     def end(self, server_round: int, combined: Update) -> Update:
-        """Returns the server's adapter after a round in which updates were combined."""
+        """Returns the server's adapter after a round in which updates were combined.
+
+        Raises:
+            RunError: it overflows; everything is as the round before left it.
+        """
         ...
 
 
@@ -107,16 +111,16 @@ class Stacking:
     def end(self, server_round: int, combined: Update) -> Update:
         """Adds a stack to the sum and to what devices have to merge."""
         stack = {name: array for name, array in combined.items() if unit_axis(name) is not None}
-        filled = {name: array for name, array in stack.items() if array.size}
-        if filled:
-            blob = to_blob(filled)
-            self._stacks[content_hash(blob)] = blob
         grown: Update = {}
         for name, array in stack.items():
             before = self._sum.get(name)
             parts = [array] if before is None else [before, array]
             grown[name] = np.concatenate(parts, axis=unit_axis(name))
-        self._sum = _bounded(grown)
+        self._sum = _bounded(grown)  # may raise, so in front of what devices have to merge
+        filled = {name: array for name, array in stack.items() if array.size}
+        if filled:
+            blob = to_blob(filled)
+            self._stacks[content_hash(blob)] = blob
         rest = {name: array for name, array in combined.items() if name not in stack}
         return dict(sorted((rest | _padded(self._sum, self._first)).items()))
 
@@ -128,12 +132,12 @@ def _bounded(adapter: Update) -> Update:
         block, axis = block_number(name), unit_axis(name)
         size = array.shape[1 - (axis or 0)]
         most[block] = min(most.get(block, size), size)
-    ranks = layout_of(adapter)
-    if all(rank <= most[block] for block, rank in ranks.items()):
+    large = {b: most[b] for b, rank in layout_of(adapter).items() if rank > most[b]}
+    if not large:
         return adapter
-    ranks = {block: min(rank, most[block]) for block, rank in ranks.items()}
-    space = ProductSpace(0, ranks, has_cores=True).around([adapter])
-    return space.leave(space.enter(adapter))
+    part = {name: array for name, array in adapter.items() if block_number(name) in large}
+    space = ProductSpace(0, large, has_cores=True).around([part])
+    return adapter | space.leave(space.enter(part))
 
 
 def _padded(adapter: Update, least: Layout) -> Update:
