@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_app.certificate import device_name
 from fl_app.errors import WireError
 from fl_app.payload import Payload, read_payload
 from fl_app.prompts.direct import Identity, make_identity
@@ -58,7 +59,7 @@ class PromptStore:
         """Returns the device's certificate and key, made when first needed; the key stays here."""
         path = self._path(device, _IDENTITY)
         if not path.is_file():
-            made = make_identity(f"deft-device-{device}")
+            made = make_identity(device_name(device))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             path.write_bytes(made.certificate + made.key)

@@ -10,6 +10,16 @@ _ALWAYS = datetime.datetime(2000, 1, 1), datetime.datetime(9999, 12, 31, 23, 59,
 """Devices know the certificate itself, so a device whose clock is wrong need not refuse it."""
 
 
+def device_name(device: int) -> str:
+    """Returns the common name that the certificate of the device with this partition id bears."""
+    return f"deft-device-{device}"
+
+
+def subject_of(name: str) -> x509.Name:
+    """Returns the subject of a certificate: this common name and nothing else."""
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
 def make_certificate(name: str = "deft-stream") -> tuple[bytes, bytes]:
     """Makes a new key (P-256) and a certificate signed with it.
 
@@ -22,7 +32,7 @@ def make_certificate(name: str = "deft-stream") -> tuple[bytes, bytes]:
         memory.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    subject = subject_of(name)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)

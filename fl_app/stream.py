@@ -17,6 +17,7 @@ from typing import Self
 
 from cryptography import x509
 
+from fl_app.certificate import subject_of
 from fl_app.errors import WireError
 
 _HEADER = struct.Struct(">QIB")
@@ -154,19 +155,27 @@ def der_of(pem: str) -> bytes:
         raise WireError("damaged", f"the order's certificate is not PEM: {error}") from error
 
 
-def require_certificate(pem: str) -> None:
+def require_certificate(pem: str, name: str) -> None:
     """Checks that a stranger's certificate is one, and just one, that all others can load.
 
+    Args:
+        pem: the certificate.
+        name: the common name it must bear, and nothing else. OpenSSL looks trusted certificates up
+            by name, so one that bore the name of another would lock the other out.
+
     Raises:
-        WireError: ``damaged``.
+        WireError: ``damaged``, or ``wrong-certificate``: it bears another name.
     """
     der = der_of(pem)
     try:
         # OpenSSL takes a certificate with the beginning of another one behind it, and that would
         # swallow those of honest peers
-        x509.load_der_x509_certificate(der)
+        subject = x509.load_der_x509_certificate(der).subject
     except ValueError as error:
         raise WireError("damaged", f"the certificate cannot be read: {error}") from error
+    if subject != subject_of(name):
+        found = subject.rfc4514_string()[:80]
+        raise WireError("wrong-certificate", f"a certificate of {found!r}, expected CN={name}")
     _believe(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), der)
 
 

@@ -32,6 +32,7 @@ ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
 NOBODY = -1
 """Device number that stands for no source."""
 _CANDIDATE = "candidate"
+_MAX_DIGITS = 9
 _TEXTS = ("action", "refused")
 _LOSSES = ("loss_own", "loss_candidate", "loss_tuned", "probe_own", "probe_candidate")
 
@@ -222,18 +223,28 @@ def trial_arrays(prompts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDA
     }
 
 
-def split_trial(payload: Payload) -> dict[int, Payload]:
+def split_trial(payload: Payload, *, most: int) -> dict[int, Payload]:
     """Returns one payload of features for every candidate of a trial by number, 0 first.
 
     Numbers may be missing: a device leaves out what it cannot code.
+
+    Args:
+        payload: the trial.
+        most: candidates that may be on it, number 0 included, >= 1.
+
+    Raises:
+        WireError: ``missing``, a candidate has no number; ``too-large``, a number >= ``most``.
     """
     own = {n: a for n, a in payload.arrays.items() if not n.startswith(_CANDIDATE)}
     later: dict[int, dict[str, NDArray[Any]]] = {}
     for name, array in payload.arrays.items():
         lead, _, rest = name.partition("|")
-        number = lead.removeprefix(_CANDIDATE)
-        if name.startswith(_CANDIDATE) and number.isdecimal():
-            later.setdefault(int(number), {})[rest] = array
+        if not name.startswith(_CANDIDATE):
+            continue
+        number = count_of(lead.removeprefix(_CANDIDATE))
+        if number >= most:
+            raise WireError("too-large", f"candidate {number} of a trial, allowed are {most}")
+        later.setdefault(number, {})[rest] = array
     shared = {n: a for n, a in own.items() if not n.startswith("prompt.")}
     payloads = {0: own} | {i: {**shared, **later[i]} for i in sorted(later) if i > 0}
     return {
@@ -259,6 +270,20 @@ def bytes_of(payload: Payload, name: str, max_bytes: int) -> bytes:
     if len(array) > max_bytes:
         raise WireError("too-large", f"'{name}' has {len(array)} bytes, allowed are {max_bytes}")
     return array.tobytes()
+
+
+def count_of(text: str) -> int:
+    """Returns the whole number >= 0 that stands in a name, of at most nine digits.
+
+    Raises:
+        WireError: ``missing``.
+    """
+    # int() takes other scripts' digits too, and fails in its own way on some thousand of them
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise WireError(
+            "missing", f"{text[:20]!r} must be a number of at most {_MAX_DIGITS} digits"
+        )
+    return int(text)
 
 
 def number_of(payload: Payload, name: str) -> float:

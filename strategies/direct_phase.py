@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fl_app.certificate import device_name
 from fl_app.errors import WireError
 from fl_app.features_wire import require_kind
 from fl_app.payload import Payload
@@ -13,6 +14,7 @@ from fl_app.transfer_wire import (
     MET,
     Peer,
     bytes_of,
+    count_of,
     meet_payload,
 )
 from strategies.transfer_book import TransferRecord
@@ -94,10 +96,11 @@ class DirectPhase(TransferPhase):
         return Gathered(asked, {s: size for s, size in sizes.items() if size}, {})
 
 
-def _certificate(_device: int, payload: Payload) -> str:
+def _certificate(device: int, payload: Payload) -> str:
     require_kind(payload, IDENTITY)
     pem = bytes_of(payload, IDENTITY, _MAX_CERTIFICATE_BYTES).decode(errors="replace")
-    require_certificate(pem)  # or those who meet its owner could not start
+    # or those who meet its owner could not start, or would take it for somebody else
+    require_certificate(pem, device_name(device))
     return pem
 
 
@@ -112,7 +115,7 @@ def _sources(payload: Payload, what: str) -> dict[int, int]:
         lead, _, source = name.partition("|")
         if lead != what:
             continue
-        if not source.isdecimal() or type(size) is not int or not 0 <= size < 2**31:
+        if type(size) is not int or not 0 <= size < 2**31:
             raise WireError("missing", f"{name[:40]!r} should be a count of bytes")
-        found[int(source)] = size
+        found[count_of(source)] = size
     return found

@@ -259,9 +259,7 @@ class TransferPhase:
     def _states(self, device: int, payload: Payload) -> dict[str, NDArray[Any]]:
         server = self._tools.server
         arrays: dict[str, NDArray[Any]] = {}
-        payloads = split_trial(payload)
-        if len(payloads) > (most := self._tools.max_candidates):
-            raise WireError("too-large", f"{len(payloads)} prompts on trial, allowed are {most}")
+        payloads = split_trial(payload, most=self._tools.max_candidates)
         candidates = {k: server.read(one, with_labels=False) for k, one in payloads.items()}
         for k, candidate in candidates.items():
             step = server.forward({device: candidate})

@@ -8,10 +8,12 @@ from unittest.mock import patch
 
 import pytest
 
-from fl_app.certificate import make_certificate
+from fl_app.certificate import device_name, make_certificate
+from fl_app.errors import WireError
 from fl_app.ledger import Ledger
 from fl_app.payload import Payload, Scalar, read_payload
 from fl_app.prompts.contacts import Contacts
+from fl_app.prompts.direct import Neighbour, PromptServer, ask_adverts, make_identity
 from fl_app.schema import TransferPrompt
 from fl_app.stream import der_of
 from fl_app.transfer_wire import IDENTITY, MET, octets, read_peers
@@ -21,7 +23,7 @@ from strategies.transfer_book import TransferRecord
 from strategies.transfer_phase import Gathered, TransferTools
 
 _DEVICES = 3
-_PEM = [make_certificate(f"device{d}")[0] for d in range(_DEVICES)]
+_PEM = [make_certificate(device_name(d))[0] for d in range(_DEVICES)]
 
 
 class _Devices:
@@ -97,6 +99,35 @@ def test_who_has_no_certificate_is_lost_alone(bad: bytes) -> None:
     assert {d: one.asked for d, one in found.items()} == {0: [1]}
 
 
+@pytest.mark.parametrize(
+    "name", [device_name(2), device_name(2).upper(), "", device_name(0) + " "], ids=repr
+)
+def test_nobody_bears_the_name_of_another(name: str) -> None:
+    """Who trusts both would take the first for the second, and not hear the second (below)."""
+    taken = make_certificate(name or "stranger")[0]
+    devices = _Devices([taken, *_PEM[1:]], {1: {"advert|2": 10, "blob|2": 100}})
+    found, _, dropped = _gather(devices, [0, 1])
+    assert devices.peers == {1: [2], 2: [1]}
+    assert dropped == {"wrong-certificate": [0]}
+    assert {d: one.asked for d, one in found.items()} == {1: [2]}
+
+
+def test_one_certificate_for_two_devices_is_that_of_one() -> None:
+    devices = _Devices([_PEM[1], *_PEM[1:]], {})
+    assert _gather(devices, [0, 1])[2] == {"wrong-certificate": [0]}
+    assert devices.peers == {1: [2], 2: [1]}
+
+
+def test_why_names_must_differ() -> None:
+    """Real identities: of two certificates with one name the first hides the second."""
+    ours, honest, thief = (make_identity(device_name(d)) for d in (0, 2, 2))
+    known = [one.certificate.decode() for one in (thief, honest)]
+    with PromptServer(ours, known, dict, timeout_s=5.0) as server:
+        us = Neighbour("127.0.0.1", server.port, ours.certificate.decode())
+        with pytest.raises(WireError, match="cut"):
+            ask_adverts(us, honest, timeout_s=5.0)
+
+
 def test_what_a_device_heard_that_asks_nobody_is_not_booked() -> None:
     """Device 2 looks for nothing, yet tells of an advert of the only asker, whom nobody heard."""
     lie: dict[str, Scalar] = {"advert|0": 10**9, "advert|1": 10**9}
@@ -105,3 +136,12 @@ def test_what_a_device_heard_that_asks_nobody_is_not_booked() -> None:
     assert dropped == {}
     assert {d: one.sizes for d, one in found.items()} == {0: {1: 100}}
     assert ledger.total_bytes(link="d2d", what="advert") == 10
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "\u0663", "1 ", "x", ""])
+def test_who_names_no_device_is_lost_alone(name: str) -> None:
+    """Python's own int() would end the run at the first of them."""
+    devices = _Devices(_PEM, {0: {f"blob|{name}": 3}, 1: {"advert|2": 10, "blob|2": 100}})
+    found, _, dropped = _gather(devices, [0, 1])
+    assert dropped == {"missing": [0]}
+    assert {d: one.sizes for d, one in found.items()} == {1: {2: 100}}

@@ -1,7 +1,7 @@
 """Hostile prompts at the gate of a federation's devices; loss and damage on the way."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -218,17 +218,28 @@ def test_a_candidate_that_breaks_the_blocks_costs_nobody_the_round(transfer_play
         assert record["probe_candidate"] is not None
 
 
-def _crowded(payload: Payload) -> Payload:
-    prompt = payload.arrays["prompt.values"]
-    more = {f"candidate{i}|prompt.values": prompt for i in range(1, NUM_DEVICES + 2)}
-    return dataclasses.replace(payload, arrays={**payload.arrays, **more})
+def _with_candidates(numbers: Sequence[object]) -> Callable[[Payload], Payload]:
+    def changed(payload: Payload) -> Payload:
+        prompt = payload.arrays["prompt.values"]
+        more = {f"candidate{i}|prompt.values": prompt for i in numbers}
+        return dataclasses.replace(payload, arrays={**payload.arrays, **more})
+
+    return changed
 
 
-def test_nobody_has_the_server_measure_more_than_was_asked_for(transfer_player: Player) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [(range(1, NUM_DEVICES + 2), "too-large"), ([900], "too-large"), (["9" * 5000], "missing")],
+    ids=["many", "high", "long"],
+)
+def test_nobody_has_the_server_measure_more_than_was_asked_for(
+    transfer_player: Player, numbers: Sequence[object], reason: str
+) -> None:
     words = transfer_words("finetune.max_steps=1")
+    spoil = on("try", lying(_with_candidates(numbers)), rounds=(PHASE,))
     with patch("logging.Logger.warning"):
-        played = play(transfer_player, *words, spoil=on("try", lying(_crowded), rounds=(PHASE,)))
-    assert played.dropped(PHASE) == {"too-large": [1]}
+        played = play(transfer_player, *words, spoil=spoil)
+    assert played.dropped(PHASE) == {reason: [1]}
     assert played.devices(PHASE) == [d for d in range(NUM_DEVICES) if d != 1]
 
 
