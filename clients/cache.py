@@ -6,6 +6,7 @@ name; a file whose bytes no longer match its name is deleted and counts as missi
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from flwr.app import Context
 from fl_app.errors import WireError
 
 DEFAULT_MAX_BYTES = 4 * 2**30
+_HASH = re.compile(r"[0-9a-f]{64}")
+"""SHA-256 in hexadecimal: nothing else is a blob's name, for names come from the network."""
 
 
 class BlobCache:
@@ -22,6 +25,8 @@ class BlobCache:
     Devices that share a host (simulated ones) share the disk blocks of equal blobs by hard links,
     yet each device holds only what it downloaded itself.
 
+    Every method that takes a name raises ``WireError`` where it is no SHA-256 in hexadecimal.
+
     Args:
         root: folder, made on first use.
         max_bytes: the most the folder may hold; the blob just stored always stays.
@@ -29,6 +34,11 @@ class BlobCache:
 
     def __init__(self, root: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._root, self._max_bytes = root, max_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """The most the folder may hold."""
+        return self._max_bytes
 
     def put(self, device: int, name: str, blob: bytes) -> None:
         """Stores a blob.
@@ -67,13 +77,24 @@ class BlobCache:
         """Tells whether the device holds a file of this name; ``get`` checks its bytes."""
         return self._path(device, name).is_file()
 
+    def touch(self, device: int, name: str) -> bool:
+        """Notes that a blob is in use, so that others go first; False where there is none."""
+        path = self._path(device, name)
+        if not path.is_file():
+            return False
+        os.utime(path)
+        return True
+
     def names(self, device: int) -> list[str]:
         """Returns the hashes of the undamaged blobs of a device, sorted."""
         folder = self._root / str(device)
-        files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
-        return [path.name for path in files if self.get(device, path.name) is not None]
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        blobs = [path.name for path in files if _HASH.fullmatch(path.name)]
+        return [name for name in blobs if self.get(device, name) is not None]
 
     def _path(self, device: int, name: str) -> Path:
+        if not _HASH.fullmatch(name):
+            raise WireError("damaged", f"{name[:80]!r} is no content hash (64 digits of 0-9a-f)")
         return self._root / str(device) / name
 
     def _evict(self, keep: Path) -> None:

@@ -27,7 +27,7 @@ class Loaded(Generic[Session]):
     def of(self, device: int, name: str) -> Session | None:
         """Returns the session of the blob ``name``; None where the device holds no good copy."""
         held = self._held[1] if self._held and self._held[0] == name else None
-        if held is not None and device in self._checked and self._cache.has(device, name):
+        if held is not None and device in self._checked and self._cache.touch(device, name):
             return held
         blob = self._cache.get(device, name)
         if blob is None:

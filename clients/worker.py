@@ -14,6 +14,7 @@ from clients.device_data import DeviceData
 from clients.loaded import Loaded
 from fl_app import wire
 from fl_app.connections import connect
+from fl_app.errors import DataError
 from fl_app.finetune import tune
 from fl_app.fomo.lora import lora_start
 from fl_app.fomo.package import unpack
@@ -67,12 +68,29 @@ class EmulatorWorker:
 
     def _session(self, order: wire.Order) -> EmulatorSession | None:
         """Returns the device's emulator, keeping one that came along; None if it has none."""
-        if order.emulator is not None:
-            self._cache.put(order.device, order.model_hash, order.emulator)
-        for name, blob in order.new_stacks.items():
-            self._cache.put(order.device, name, blob)
+        self._keep(order)
         session = self._loaded.of(order.device, order.model_hash)
         return None if session is None else self._merged(order, session)
+
+    def _keep(self, order: wire.Order) -> None:
+        """Stores what came along.
+
+        Raises:
+            DataError: the cache cannot hold all of it at once.
+        """
+        new = dict(order.new_stacks)
+        if order.emulator is not None:
+            new[order.model_hash] = order.emulator
+        for name in (order.model_hash, *(order.stacks or ())):  # or the new ones push them out
+            self._cache.touch(order.device, name)
+        for name, blob in new.items():
+            self._cache.put(order.device, name, blob)
+        if not all(self._cache.has(order.device, name) for name in new):
+            raise DataError(
+                f"the cache of device {order.device} holds max_bytes={self._cache.max_bytes}, less "
+                f"than the {sum(map(len, new.values()))} bytes sent to it at once; give devices of "
+                "one host a cache-dir each, take a smaller emulator, or peft.combine=flex"
+            )
 
     def _merged(self, order: wire.Order, session: EmulatorSession) -> EmulatorSession | None:
         """Returns a session with the order's stacks merged; None where the device lacks one.
@@ -93,7 +111,11 @@ class EmulatorWorker:
             blob = self._cache.get(order.device, name)
             if blob is None:
                 return None
-            session.adapter.merge(from_blob(blob))
+            try:
+                session.adapter.merge(from_blob(blob))
+            except Exception:  # whatever of it is in the weights is noted nowhere
+                self._loaded.forget()
+                raise
             session.merged += (name,)
         return session
 

@@ -19,6 +19,8 @@ from strategies.judge import judge
 from strategies.round_log import RoundLog
 from strategies.schedule import SHARE_BYTES
 
+HASH_BYTES = 32
+"""Of a content hash, of which an order names one for every stack so far."""
 log = logging.getLogger("deft")
 
 
@@ -62,6 +64,7 @@ class EmulatorDownload(FederatedDeft):
         arrays = self._wrapped[key]
         self._book("downlink", order, "adapter", len(blob_of(arrays)))
         self._book("downlink", order, "adapter", sum(map(len, order.new_stacks.values())))
+        self._book("downlink", order, "control", HASH_BYTES * len(order.stacks or ()))
         if not self._scheduler.is_shared:
             told = RANK_BYTES * len(order.layout) + SHARE_BYTES * bool(self._planned.turns)
             self._book("downlink", order, "control", told)

@@ -219,6 +219,9 @@ class Adapter:
 
         Args:
             stack: A [any rank, d_in] and B [d_out, the same] by canonical name.
+
+        Raises:
+            ModelError: shapes do not fit; no weight has changed.
         """
         if self._lora is not None:
             self._lora.merge(stack)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fl_app.errors import ModelError
 from fl_app.fomo.unit_layers import require_layout
 from fl_app.layout.prefix import Layout, block_number
 from fl_app.seeding import generator
@@ -192,10 +193,19 @@ class LoraLayers:
 
     def merge(self, stack: Update) -> None:
         """Adds scale B A to the frozen weights; see ``Adapter.merge``."""
+        factors = []
         for layer in self._layers:
             a, b = (stack.get(f"{layer.canonical}.lora_{which}.weight") for which in "AB")
             if a is None or b is None:
                 continue
+            wide, tall = layer.a.weight.shape[1], layer.b.weight.shape[0]
+            if (a.shape[1:], b.shape) != ((wide,), (tall, a.shape[0])):
+                raise ModelError(
+                    f"{layer.canonical}: a stack of A {a.shape} and B {b.shape} does not fit a map "
+                    f"of {tall} x {wide}; nothing of it is merged; it is of another model"
+                )
+            factors.append((layer, a, b))
+        for layer, a, b in factors:
             change = torch.from_numpy(b) @ torch.from_numpy(a)
             change *= self._spec.alpha / self._spec.rank
             weight = layer.peft.get_base_layer().weight

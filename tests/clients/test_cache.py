@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.cache import BlobCache, cache_of, cache_root, run_cache_root
+from clients.loaded import Loaded
 from fl_app.errors import WireError
 
 
@@ -60,6 +61,31 @@ def test_bytes_under_a_wrong_name_are_refused(tmp_path: Path) -> None:
     assert error.value.reason == "damaged"
     assert _name(b"another thing") in str(error.value)
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "../..", "../1", "{root}/victim", "x" * 64, "A" * 64, "a" * 63, "a" * 64 + "/../v"],
+)
+def test_a_name_that_is_no_hash_reaches_no_file(tmp_path: Path, name: str) -> None:
+    """Names come with orders, and a file that is not what its name says is deleted."""
+    cache = BlobCache(tmp_path / "cache")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "cache" / "1").mkdir(parents=True)
+    for ask in (cache.get, cache.has, cache.touch):
+        with pytest.raises(WireError) as error:
+            ask(1, name.format(root=tmp_path))
+        assert error.value.reason == "damaged"
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_file_of_somebody_else_is_no_blob_and_stays(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path)
+    name = _put(cache, 0, b"emulator")
+    (tmp_path / "0" / "notes.txt").write_text("mine")
+    assert cache.names(0) == [name]
+    assert (tmp_path / "0" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b"X" + b[1:], lambda b: b""])
@@ -136,6 +162,21 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cache.get(0, names[0]) == blobs[0]  # used now, hence the youngest
     last = _put(cache, 0, blobs[3])
     assert set(cache.names(0)) == {names[0], names[2], last}
+
+
+def test_a_blob_in_memory_is_in_use_on_disk_too(tmp_path: Path) -> None:
+    """Small blobs come with every round; the large one, read once, must not go first."""
+    cache = BlobCache(tmp_path, max_bytes=20)
+    large = _put(cache, 0, b"e" * 10)
+    loaded = Loaded(cache, bytes.decode)
+    assert loaded.of(0, large) == "e" * 10
+    old = _put(cache, 0, b"first")
+    for seconds, name in enumerate([large, old], start=1):
+        _age(tmp_path, 0, name, seconds)
+    assert loaded.of(0, large) == "e" * 10
+    new = _put(cache, 0, b"second")
+    assert cache.names(0) == sorted([large, new])
+    assert not cache.touch(0, old)
 
 
 def test_a_blob_larger_than_the_bound_is_kept_alone(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from clients.build import _worker
-from clients.worker import EmulatorSession
+from clients.cache import BlobCache
+from clients.worker import EmulatorSession, EmulatorWorker
 from fl_app import hello_wire, wire
 from fl_app.bench import Bench
 from fl_app.client_app import app
+from fl_app.errors import DataError
 from fl_app.fomo.package import content_hash
 from tests.federation_fixtures import NUM_DEVICES
 from tests.wire_fixtures import NODE, flower_process, message_of, same_bits
@@ -95,3 +97,14 @@ def test_a_process_loads_emulator_and_data_once(
 
 def test_the_fixture_names_the_emulator_as_the_cache_does(bench: Bench) -> None:
     assert content_hash(bench.piece.blob) == hashlib.sha256(bench.piece.blob).hexdigest()
+
+
+def test_a_cache_too_small_for_what_is_sent_at_once_says_so(bench: Bench, tmp_path: Path) -> None:
+    """It would ask for the emulator in every round, and be dropped without a reason."""
+    stack = b"stack"
+    name = content_hash(stack)
+    cache = BlobCache(tmp_path, max_bytes=len(bench.piece.blob) + 1)
+    worker = EmulatorWorker(config=bench.config, cache=cache, local_path=None)
+    order = order_of(bench, stacks=(name,), new_stacks={name: stack})
+    with pytest.raises(DataError, match=rf"device 0 .*max_bytes={cache.max_bytes}.*cache-dir"):
+        worker.train(message_of(order))

@@ -90,6 +90,19 @@ def test_a_merged_stack_computes_what_lora_of_its_rank_does(
     assert merged.layout == dict.fromkeys(OUTER, 3)
 
 
+def test_a_stack_that_does_not_fit_changes_no_weight(tiny: TinyModels) -> None:
+    """Though its first maps would fit."""
+    adapter, batch = _adapter(tiny), tiny.batch(*BERT, 5)
+    stack = {name: a for name, a in _drawn(adapter).items() if ".lora_" in name}
+    last = max(name for name in stack if ".lora_A." in name)
+    before = logits_of(adapter.model, batch)
+    with pytest.raises(ModelError, match="does not fit a map"):
+        adapter.merge({**stack, last: stack[last][:, 1:]})
+    assert torch.equal(logits_of(adapter.model, batch), before)
+    adapter.merge(stack)
+    assert not torch.equal(logits_of(adapter.model, batch), before)
+
+
 @pytest.mark.parametrize("train_a", [True, False])
 def test_cutting_is_the_prefix_and_computes_as_zero_padding(
     tiny: TinyModels, train_a: bool
