@@ -28,7 +28,7 @@ from fl_app.seeding import generator
 from fl_app.updates import Update
 from strategies.booking import book_airtime, book_bytes, book_plan
 from strategies.combine import Apply, Combine, Gathered, held_by
-from strategies.group_step import step_groups
+from strategies.group_step import Stepped, step_groups
 from strategies.groups import Groups
 from strategies.judge import by_device, require_bounded
 from strategies.lora_space import LoraSpace
@@ -209,7 +209,7 @@ class FederatedDeft(Strategy):
             book.metrics |= received.report
             return self._keep(server_round, "nobody was heard")
         try:
-            stepped = step_groups(self.groups, server_round, accepted, received, self._step)
+            stepped = self.step(server_round, accepted, received)
         except RunError as error:  # too few survivors for Krum, say; the next round may have more
             return self._refuse(server_round, accepted, error)
         moved = enumerate(self._adapters)
@@ -259,7 +259,17 @@ class FederatedDeft(Strategy):
 
     # --- parts of a round ------------------------------------------------------------------
 
-    def _step(
+    def step(
+        self, server_round: int, accepted: Sequence[wire.Reply], received: Received
+    ) -> Stepped:
+        """Returns what the round makes of the adapters.
+
+        Raises:
+            RunError: too few for the server's rule in every group.
+        """
+        return step_groups(self.groups, server_round, accepted, received, self._next)
+
+    def _next(
         self, group: int, own: Sequence[wire.Reply], received: Received, apply: Apply
     ) -> tuple[Update, dict[str, float]]:
         """Returns a group's next adapter, and figures for the round's metrics."""

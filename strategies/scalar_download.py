@@ -16,6 +16,7 @@ from fl_app.updates import Update, subtract
 from fl_app.zeroth_order import Pair, combine, rebuild
 from strategies.exchange import Exchange
 from strategies.feature_cache import FeatureCache
+from strategies.group_step import Stepped
 from strategies.part_download import Finished, PartDownload
 from strategies.round_log import RoundLog
 from strategies.scalar_round import ScalarPlan, ScalarRound
@@ -72,9 +73,9 @@ class ScalarDownload(PartDownload):
             for device, one in walked.items()
         }
 
-    def combine(
+    def step(
         self, server_round: int, accepted: Sequence[wire.Reply], received: Received
-    ) -> Update:
+    ) -> Stepped:
         """Returns what everybody rebuilds from the sums: the mean weighted by examples."""
         mean = combine(
             [self._made[reply.device] for reply in accepted],
@@ -82,7 +83,8 @@ class ScalarDownload(PartDownload):
         )
         before = self._pool.pairs(self.coefficients)
         self.coefficients = self._pool.coefficients([*before, *mean])
-        return rebuild(self._start, self._pool.pairs(self.coefficients), self._plan.lr)
+        rebuilt = rebuild(self._start, self._pool.pairs(self.coefficients), self._plan.lr)
+        return Stepped({0: rebuilt}, figures={}, refused=[])
 
     def _opening(self, device: int) -> Opening:
         order = self._orders[device]
