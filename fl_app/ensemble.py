@@ -160,9 +160,13 @@ class Ensemble:
             rows: labelled examples.
 
         Raises:
-            PromptError: no member is left, or there are no rows.
+            PromptError: ``no-member``, all are left out; or there are no rows.
         """
-        pool, _ = self.pool(adapter)
+        pool, left_out = self.pool(adapter)
+        if not pool.members:
+            raise PromptError(
+                "no-member", f"every member is left out, by index: {left_out}; lower finetune.lr"
+            )
         members = [tensors_of(member) for member in pool.members]
         fitted = self._public.fitted(pool.members)
         found = measure(
@@ -188,6 +192,7 @@ class Ensemble:
             found: what ``measure`` made of the same adapter and rows.
         """
         pool, left_out = self.pool(adapter)
+        fitted = self._public.fitted(pool.members)
         tuned = [j for j in range(self.num_members) if j not in left_out]
         figures = zip(tuned, pool.entries, found.members, found.losses, strict=True)
         return {
@@ -204,6 +209,7 @@ class Ensemble:
                 for j, entry, value, loss in figures
             ],
             "screened_on": self._public.num_screened,
+            "fit_failed": fitted.failed if fitted else None,
             "left_out": {str(j): reason for j, reason in left_out.items()},
             "decoded": self._decoded([tensors_of(m) for m in pool.members], rows),
         }

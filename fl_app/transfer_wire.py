@@ -9,7 +9,7 @@ Where devices have direct links, ``identify`` down and ``identity`` up, then ``m
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ SETTLE = "settle"
 IDENTIFY, IDENTITY = "identify", "identity"
 MEET, MET = "meet", "met"
 ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
+_BEFORE_TUNING = ("kept", "passed", "zero-shot")
 NOBODY = -1
 """Device number that stands for no source."""
 _CANDIDATE = "candidate"
@@ -212,6 +213,25 @@ def read_report(payload: Payload) -> Report:
     if found["action"] not in ACTIONS or not in_range or len(found["refused"]) > 1000:
         raise WireError("missing", f"a report of action {found['action'][:20]!r} is strange")
     return Report(**found)
+
+
+def read_search(payload: Payload, asked: Collection[int]) -> Report:
+    """Reads the report of a device that has looked for a prompt and tuned nothing yet.
+
+    Args:
+        payload: the report.
+        asked: devices it asked.
+
+    Raises:
+        WireError: as ``read_report``; ``missing`` also for an action that only tuning ends with,
+            or a source that was not asked.
+    """
+    report = read_report(payload)
+    if report.action not in _BEFORE_TUNING or report.source not in {NOBODY, *asked}:
+        raise WireError(
+            "missing", f"{report.action!r} from {report.source} is no end of a search at {asked}"
+        )
+    return report
 
 
 def trial_arrays(prompts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -176,6 +176,18 @@ def _frozen(options: argparse.Namespace) -> Frozen:
     return frozen
 
 
+def _classes(options: argparse.Namespace, frozen: Frozen) -> tuple[str, ...]:
+    """Returns the class names of the pool's run, which may hold commas, or those of the option."""
+    labels = frozen.labels or tuple((options.labels or "").split(","))
+    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(map(str.strip, labels)):
+        raise PromptError(
+            "wrong-labels",
+            f"the classes are {list(labels)[:20]} and must be two or more names, none blank or "
+            "twice; the pool of a language model has none and cannot be served",
+        )
+    return labels
+
+
 def make_service(options: argparse.Namespace) -> EnsembleService:
     """Loads model, pool and probe rows as the command line says.
 
@@ -185,7 +197,7 @@ def make_service(options: argparse.Namespace) -> EnsembleService:
     torch.set_num_threads(options.threads)
     source = str(minilm_path()) if options.model is None else str(options.model)
     frozen = _frozen(options)
-    labels = frozen.labels if options.labels is None else tuple(options.labels.split(","))
+    labels = _classes(options, frozen)
     backbone = load_backbone(source, task="sequence_classification", labels=labels, seed=0)
     frozen.put_into(backbone.model)
     task = build_task(

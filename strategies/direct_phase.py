@@ -87,7 +87,8 @@ class DirectPhase(TransferPhase):
 
     def _met(self, device: int, near: Sequence[int], payload: Payload) -> Gathered:
         require_kind(payload, MET)
-        if type(payload.scalars.get("offers")) is not int:
+        offers = payload.scalars.get("offers")
+        if type(offers) is not int or not 0 <= offers <= len(near):
             raise WireError("missing", f"device {device} does not say what it heard")
         sizes = _sources(payload, "blob")
         if strange := (set(sizes) | set(_sources(payload, "advert"))) - set(near):

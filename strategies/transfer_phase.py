@@ -5,7 +5,7 @@ does not choose, does not gate, and cannot change a prompt unnoticed by who hold
 it sees is said in ``docs/leakage.md``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from fl_app.transfer_wire import (
     octets,
     offers_payload,
     read_report,
+    read_search,
     split_trial,
 )
 from fl_app.updates import Update
@@ -138,7 +139,11 @@ class TransferPhase:
             arrays: dict[str, NDArray[Any]] = {f"adapter|{n}": a for n, a in adapter.items()}
             arrays |= {f"blob|{source}": octets(blob) for source, blob in found.blobs.items()}
             outgoing[device] = Payload(TRY, 0, {}, arrays)
-        for device, report in self._judged(self.send(outgoing, "relay")).items():
+
+        def read(device: int, payload: Payload) -> Report:
+            return read_search(payload, records[device].asked)
+
+        for device, report in self._judged(self.send(outgoing, "relay"), read).items():
             record = records[device]
             record.report = report
             if report.source in record.asked:
@@ -173,7 +178,7 @@ class TransferPhase:
     def settle(self, devices: Sequence[int]) -> dict[int, Report]:
         """Lets devices that tuned from a candidate keep what is best; returns their reports."""
         outgoing = {device: self._place(device).to_payload(SETTLE) for device in devices}
-        return self._judged(self.send(outgoing, "relay"))
+        return self._judged(self.send(outgoing, "relay"), lambda _device, one: read_report(one))
 
     def send(self, outgoing: Mapping[int, Payload], what: str) -> dict[int, Payload]:
         """Makes one exchange with those who are not lost yet; see ``Conversation.send``."""
@@ -247,14 +252,16 @@ class TransferPhase:
 
         return {s: blob for s, blob in self._talk.each(answers, read).items() if blob}
 
-    def _judged(self, answers: Mapping[int, Payload]) -> dict[int, Report]:
+    def _judged(
+        self, answers: Mapping[int, Payload], read: Callable[[int, Payload], Report]
+    ) -> dict[int, Report]:
         """Runs the blocks on every trial; returns all reports."""
         trials = {d: p for d, p in answers.items() if p.kind == TRIAL}
         coded = self._talk.each(trials, self._states)
         outgoing = {d: Payload(JUDGE, 0, {}, arrays) for d, arrays in coded.items()}
         reports = {d: p for d, p in answers.items() if d not in trials}
         reports |= self.send(outgoing, "trial")
-        return self._talk.each(reports, lambda _device, payload: read_report(payload))
+        return self._talk.each(reports, read)
 
     def _states(self, device: int, payload: Payload) -> dict[str, NDArray[Any]]:
         server = self._tools.server

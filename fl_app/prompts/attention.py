@@ -51,9 +51,13 @@ class PromptAttention(nn.Module):
             pooled: [B, width], see ``pooled_texts``.
             prompts: k prompts [m_j, width], of any lengths.
         """
+        return self.scores(pooled, prompts).softmax(0)
+
+    def scores(self, pooled: torch.Tensor, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns [k, B] what the weights are the softmax of; arguments as for the weights."""
         keys = torch.stack([prompt.max(0).values for prompt in prompts])
         query: torch.Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled))))
-        return (keys @ query.T / self.temperature).softmax(0)
+        return keys @ query.T / self.temperature
 
 
 def pooled_texts(model: Any, batch: Batch) -> torch.Tensor:

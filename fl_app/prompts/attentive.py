@@ -15,7 +15,7 @@ from torch import nn
 
 from fl_app.prompts.attention import PromptAttention, fused, pooled_texts
 from fl_app.prompts.batched import Batch, Tensors, log_probabilities, member_losses
-from fl_app.prompts.ensemble import Combined, combine
+from fl_app.prompts.ensemble import Combined, combine, scored_mixture
 from fl_app.prompts.fitting import fit_parameters
 
 Answer = Callable[[Any, Batch, torch.Tensor], Combined]
@@ -47,11 +47,13 @@ class Fitted:
         weights: mean weight of each member over the public rows.
         answer: answers a batch.
         losses: of every step of the fit, in nats.
+        failed: why the fit failed, so that the members' mean answers instead; None if it did not.
     """
 
     weights: tuple[float, ...]
     answer: Answer
     losses: tuple[float, ...]
+    failed: str | None = None
 
 
 def fit_attention(
@@ -82,8 +84,8 @@ def fit_attention(
             said[id(batch)] = log_probabilities(model, members, batch)[0]
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        weights = attention(pooled_texts(model, batch), prompts)
-        mixed = combine("mean", said[id(batch)], weights).log_probs
+        scores = attention.scores(pooled_texts(model, batch), prompts)
+        mixed = scored_mixture(said[id(batch)], scores)
         return member_losses(mixed.unsqueeze(0), batch["labels"])[0]
 
     losses = fit_parameters(
@@ -132,6 +134,15 @@ def fit_fusion(
         return combine("mean", mixed(on, batch)[0])
 
     return Fitted(_mean_weights(attention, model, prompts, batches), answer, tuple(losses))
+
+
+def mean_instead(num_members: int, failed: str) -> Fitted:
+    """Returns the members' mean, for where a fit has failed for this reason."""
+
+    def answer(_on: Any, _batch: Batch, log_probs: torch.Tensor) -> Combined:
+        return combine("mean", log_probs)
+
+    return Fitted((1 / num_members,) * num_members, answer, (), failed)
 
 
 FITS = {"attention": fit_attention, "fusion": fit_fusion}

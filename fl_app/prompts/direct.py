@@ -30,7 +30,11 @@ _ASK, _ADVERTS = "ask", "adverts"
 _MAX_ASK_BYTES = 4096
 _MAX_ADVERTS_BYTES = 16 * MAX_ADVERT_BYTES
 _MAX_BLOB_BYTES = 2**31
-_PARALLEL = 4
+_STRANGERS = 32
+"""Connections that have not shown a known certificate yet; of more the oldest are cut off."""
+_PER_PEER = 2
+"""Connections of one known peer at a time."""
+_HANDSHAKE_S = 2.0
 _GRACE_S = 1.0
 """Seconds for those being answered when a server stops; who is silent then is cut off."""
 
@@ -70,7 +74,9 @@ class PromptServer:
         shelf: called for each question, returns what there is just now.
         host: address to listen on.
         port: port, 0 for any free one.
-        timeout_s: seconds for a whole connection, so that nobody can hold a thread for long.
+        timeout_s: seconds for every wait on a known peer. Who has not shown a known certificate
+            has half of it, and 2 at most; strangers and peers cannot take the place of others,
+            however many connections they open.
 
     Raises:
         PromptError: ``no-peers``.
@@ -97,9 +103,12 @@ class PromptServer:
         self._listener = socket.create_server((host, port))
         self.port: int = self._listener.getsockname()[1]
         self._is_closing = threading.Event()
-        self._workers = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="prompts")
+        # those who were cut off need a moment to end, so there is room for as many again
+        most = 2 * (_STRANGERS + _PER_PEER * len(self._known))
+        self._workers = ThreadPoolExecutor(most, thread_name_prefix="prompts")
         self._answering: list[Future[None]] = []
-        self._talking: set[ssl.SSLSocket] = set()
+        self._talking: dict[ssl.SSLSocket, bytes | None] = {}
+        """Open connections, oldest first, with the certificate of those who have shown theirs."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="prompts-accept")
         self._thread.start()
@@ -124,9 +133,7 @@ class PromptServer:
         wait(self._answering, timeout=_GRACE_S)
         with self._lock:
             for secure in self._talking:
-                with contextlib.suppress(OSError):  # gone by itself meanwhile
-                    # of the plain socket, whose other side may keep silent within the handshake
-                    socket.socket.shutdown(secure, socket.SHUT_RDWR)
+                _cut_off(secure)
         self._workers.shutdown(wait=True)
 
     def _accept(self) -> None:
@@ -141,40 +148,56 @@ class PromptServer:
             if self._is_closing.is_set():
                 plain.close()
                 return
-            answering = self._workers.submit(self._answer, plain)
-            self._answering.append(answering)
+            try:
+                plain.settimeout(min(_HANDSHAKE_S, self._timeout_s / 2))
+                secure = self._context.wrap_socket(
+                    plain, server_side=True, do_handshake_on_connect=False
+                )
+            except OSError as error:  # gone again
+                plain.close()
+                self.refused.append(str(error))
+                continue
+            self._admit(secure)
+            answering = self._workers.submit(self._answer, secure)
+            self._answering = [one for one in self._answering if not one.done()] + [answering]
             answering.add_done_callback(self._note)
 
-    def _answer(self, plain: socket.socket) -> None:
+    def _admit(self, secure: ssl.SSLSocket) -> None:
+        """Notes a connection; the oldest stranger goes if there are too many."""
+        with self._lock:
+            self._talking[secure] = None
+            strangers = [one for one, shown in self._talking.items() if shown is None]
+            for one in strangers[: max(len(strangers) - _STRANGERS, 0)]:
+                _cut_off(one)
+
+    def _answer(self, secure: ssl.SSLSocket) -> None:
         try:
-            plain.settimeout(self._timeout_s)
-            with (
-                self._context.wrap_socket(
-                    plain, server_side=True, do_handshake_on_connect=False
-                ) as secure,
-                self._noted(secure),
-            ):
+            with secure, self._noted(secure):
                 secure.do_handshake()
-                # a known peer could have signed a certificate for somebody else
-                if secure.getpeercert(binary_form=True) not in self._known:
-                    self.refused.append("wrong-certificate: not one of the known peers")
-                    return
+                self._require_known(secure)
                 with stream.FrameSocket(secure, _MAX_ASK_BYTES) as frames:
                     self._converse(frames)
         except (OSError, WireError) as error:
-            plain.close()
             self.refused.append(str(error))
+
+    def _require_known(self, secure: ssl.SSLSocket) -> None:
+        shown = secure.getpeercert(binary_form=True)
+        # a known peer could have signed a certificate for somebody else
+        if shown not in self._known:
+            raise PromptError("wrong-certificate", "not one of the known peers")
+        with self._lock:
+            if list(self._talking.values()).count(shown) >= _PER_PEER:
+                raise PromptError("busy", f"a peer may have {_PER_PEER} connections at a time")
+            self._talking[secure] = shown
 
     @contextlib.contextmanager
     def _noted(self, secure: ssl.SSLSocket) -> Iterator[None]:
-        """Lets the server's end cut a connection off, while the context lasts."""
-        with self._lock:
-            self._talking.add(secure)
+        """Lets a connection be cut off while the context lasts."""
         try:
             yield
         finally:
             with self._lock:
-                self._talking.discard(secure)
+                self._talking.pop(secure, None)
 
     def _note(self, answered: "Future[None]") -> None:
         """Keeps what only a bug, or a failing shelf, can raise."""
@@ -190,6 +213,12 @@ class PromptServer:
         frames.allow(max(len(body), _MAX_ASK_BYTES))
         frames.send(kind, 0, body, timeout_s=self._timeout_s)
         frames.receive(timeout_s=self._timeout_s)  # END: the answer has arrived whole
+
+
+def _cut_off(secure: ssl.SSLSocket) -> None:
+    with contextlib.suppress(OSError):  # gone by itself meanwhile
+        # of the plain socket, whose other side may keep silent within the handshake
+        socket.socket.shutdown(secure, socket.SHUT_RDWR)
 
 
 def ask_adverts(neighbour: Neighbour, identity: Identity, *, timeout_s: float) -> list[Advert]:

@@ -12,6 +12,7 @@ import torch
 from fl_app.prompts.errors import PromptError
 
 _CLOSE = 1e-9
+_LEAST = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,30 @@ def vote(log_probs: torch.Tensor, weights: torch.Tensor) -> Combined:
 def mean_probability(log_probs: torch.Tensor, weights: torch.Tensor) -> Combined:
     """The mixture sum_j w_j p_j."""
     return _most_likely((log_probs + weights.log().unsqueeze(-1)).logsumexp(0))
+
+
+def scored_mixture(log_probs: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The mixture by softmax weights, for fits: its gradient is finite whatever the weights are.
+
+    A weight that underflows to 0 has an infinite derivative of its logarithm, so weights stay
+    logarithms here. A member with NaN or infinity at a sample is left out there.
+
+    Args:
+        log_probs: [k, N, classes].
+        scores: [k, N], finite; the weights are their softmax over the members.
+
+    Returns:
+        [N, classes] in nats; what is less likely than exp(-10000) counts as that likely.
+
+    Raises:
+        PromptError: ``no-member``, nobody has finite log-probabilities at some sample.
+    """
+    speaks = _speaks(log_probs)
+    if not bool(speaks.any(0).all()):
+        raise PromptError("no-member", "no member has finite outputs at some sample")
+    log_weights = scores.masked_fill(~speaks, -torch.inf).log_softmax(0).clamp(min=_LEAST)
+    clean = torch.where(speaks.unsqueeze(-1), log_probs, 0.0).clamp(min=_LEAST)
+    return (clean + log_weights.unsqueeze(-1)).logsumexp(0)
 
 
 def logit_mean(log_probs: torch.Tensor, weights: torch.Tensor) -> Combined:
@@ -123,6 +148,10 @@ def _most_likely(log_probs: torch.Tensor) -> Combined:
     return Combined(log_probs.argmax(-1), log_probs)
 
 
+def _speaks(log_probs: torch.Tensor) -> torch.Tensor:
+    return ~log_probs.isnan().any(-1) & ~(log_probs == torch.inf).any(-1)
+
+
 def _usable(
     log_probs: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,7 +162,7 @@ def _usable(
     table = given.reshape(k, -1).expand(k, num_samples)
     if not bool(((table >= 0) & table.isfinite()).all()):
         raise PromptError("bad-weights", f"weights {given.tolist()} must be finite and >= 0")
-    speaks = ~log_probs.isnan().any(-1) & ~(log_probs == torch.inf).any(-1)
+    speaks = _speaks(log_probs)
     table = table * speaks
     total = table.sum(0)
     if bool((total <= 0).any()):

@@ -30,7 +30,7 @@ def fit_parameters(
         The loss of every step, before it.
 
     Raises:
-        PromptError: ``not-finite`` loss.
+        PromptError: ``not-finite``, the loss or what was tuned.
     """
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     losses = []
@@ -43,4 +43,6 @@ def fit_parameters(
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+    if not all(bool(one.isfinite().all()) for one in parameters):
+        raise PromptError("not-finite", f"what was tuned is not finite; lower lr={lr}")
     return losses

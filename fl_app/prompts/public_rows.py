@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fl_app.prompts.attentive import FITS, FitSettings, Fitted
-from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
+from fl_app.prompts.attentive import FITS, FitSettings, Fitted, mean_instead
+from fl_app.prompts.batched import Batch, Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import exponential_weights
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.measure import weights_on
@@ -101,10 +101,12 @@ class PublicRows:
         return self._weighed[key]
 
     def fitted(self, members: Sequence[Member]) -> Fitted | None:
-        """Returns the attention fitted to these members; None without ``fit``.
+        """Returns the attention fitted to these members, or their mean if the fit fails.
+
+        None without ``fit``.
 
         Raises:
-            PromptError: ``no-rows``, or the fit fails.
+            PromptError: ``no-rows``.
         """
         if self._fit is None:
             return None
@@ -118,11 +120,20 @@ class PublicRows:
                 for start in range(0, len(rows), _FIT_BATCH)
             ]
             tensors = [tensors_of(member) for member in members]
-            fit = FITS[self._fit.kind]
-            found = fit(self._model, tensors, batches, self._fit, seed=self._seed)
-            log.info("%s fitted: %.4f -> %.4f", self._fit.kind, found.losses[0], found.losses[-1])
-            self._fitted = {key: found}
+            self._fitted = {key: self._fit_to(tensors, batches, self._fit)}
         return self._fitted[key]
+
+    def _fit_to(
+        self, members: Sequence[Tensors], batches: Sequence[Batch], settings: FitSettings
+    ) -> Fitted:
+        kind = settings.kind
+        try:
+            found = FITS[kind](self._model, members, batches, settings, seed=self._seed)
+        except PromptError as error:  # a hostile member shall not end the run
+            log.warning("%s: %s; the mean answers instead, lower prompt.lr", kind, error)
+            return mean_instead(len(members), error.reason)
+        log.info("%s fitted: %.4f -> %.4f", kind, found.losses[0], found.losses[-1])
+        return found
 
     def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:
         size = texts_at_once(len(members))

@@ -15,6 +15,7 @@ from fl_app.material import load_material
 from fl_app.measures import measure
 from fl_app.prompts.attentive import FITS, FitSettings
 from fl_app.prompts.batched import Tensors, log_probabilities
+from fl_app.prompts.errors import PromptError
 from fl_app.seeding import generator
 from tests.federation_fixtures import (
     NUM_DEVICES,
@@ -76,6 +77,9 @@ def test_the_figure_is_that_of_a_fit_by_hand(player: Player, kind: str) -> None:
     measure(bench, adapter, bench.task.encode(load_material(bench.config).test.take(np.arange(5))))
     assert ensemble.latest.weights == whole
     assert 0 <= figures["emulator"] <= 1
+    exploded = {name: np.float32(1e12) * array for name, array in adapter.items()}
+    with pytest.raises(PromptError, match=r"no-member.*huge-norm.*lower finetune.lr"):
+        measure(bench, exploded, bench.test)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -89,6 +93,7 @@ def test_a_run_reports_it(tiny_federation: TinyFederation, tmp_path: Path, kind:
     jsonschema.Draft202012Validator(_SCHEMA).validate(raw)
     entry = raw["ensemble"]
     assert entry["combiner"] == kind
+    assert entry["fit_failed"] is None
     assert entry["ensemble"] == raw["final"]["plug_in"]
     assert sum(entry["weights"]) == pytest.approx(1)
     assert f", {kind}" in (tmp_path / "report.html").read_text(encoding="utf-8")

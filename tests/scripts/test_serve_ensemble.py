@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from fl_app.fomo.frozen import Frozen, save_frozen
 from fl_app.prompts.batched import log_probabilities, tensors_of
 from fl_app.prompts.ensemble import combine
+from fl_app.prompts.errors import PromptError
 from fl_app.prompts.member import Member
 from fl_app.prompts.packing import pack
-from fl_app.prompts.pool import Pool
+from fl_app.prompts.pool import MODEL_FILE, Pool
+from scripts.serve_ensemble import build_parser, make_service
 from tests.fixtures_models import LABELS, MAX_LENGTH, TinyModels
 from tests.prompt_fixtures import CLASSES, easy_rows, fit_for, tuned_member
 
@@ -207,3 +210,30 @@ def test_wrong_options_end_at_once(tiny: TinyModels) -> None:
     done = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT, check=False)
     assert done.returncode == 2
     assert "'best' must be one of weighted, vote" in done.stderr
+
+
+@pytest.mark.parametrize("labels", ["a,,a", "a", "a, ", "a,b,a"])
+def test_classes_that_are_none_are_refused_by_name(tiny: TinyModels, labels: str) -> None:
+    words = ["--model", str(tiny.path("bert", "sequence_classification")), "--labels", labels]
+    with pytest.raises(PromptError, match="wrong-labels"):
+        make_service(build_parser().parse_args(words))
+
+
+def _left_by_a_run(tiny: TinyModels, folder: Path, labels: tuple[str, ...]) -> list[str]:
+    save_frozen(Frozen({}, (), labels), folder / MODEL_FILE)
+    model = tiny.path("bert", "sequence_classification")
+    return ["--model", str(model), "--pool", str(folder), "--max-length", "12"]
+
+
+def test_the_pool_of_a_language_model_is_not_served(tiny: TinyModels, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="language model"):
+        make_service(build_parser().parse_args(_left_by_a_run(tiny, tmp_path, ())))
+
+
+@pytest.mark.parametrize("more", [(), ("--labels", "a, b,c")])
+def test_a_class_may_have_a_comma_in_its_name(
+    tiny: TinyModels, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    words = _left_by_a_run(tiny, tmp_path, ("a, b", "c"))
+    service = make_service(build_parser().parse_args([*words, *more]))
+    assert service.state()["labels"] == ["a, b", "c"]

@@ -16,7 +16,7 @@ from fl_app.prompts.contacts import Contacts
 from fl_app.prompts.direct import Neighbour, PromptServer, ask_adverts, make_identity
 from fl_app.schema import TransferPrompt
 from fl_app.stream import der_of
-from fl_app.transfer_wire import IDENTITY, MET, octets, read_peers
+from fl_app.transfer_wire import IDENTITY, MET, NOBODY, Report, octets, read_peers, read_search
 from strategies.direct_phase import DirectPhase
 from strategies.round_log import RoundLog
 from strategies.transfer_book import TransferRecord
@@ -145,3 +145,19 @@ def test_who_names_no_device_is_lost_alone(name: str) -> None:
     found, _, dropped = _gather(devices, [0, 1])
     assert dropped == {"missing": [0]}
     assert {d: one.sizes for d, one in found.items()} == {1: {2: 100}}
+
+
+@pytest.mark.parametrize("offers", [-1, _DEVICES, 1.0, True])
+def test_who_heard_more_than_there_is_is_lost_alone(offers: Scalar) -> None:
+    devices = _Devices(_PEM, {0: {"offers": offers}, 1: {"advert|2": 10, "blob|2": 100}})
+    found, _, dropped = _gather(devices, [0, 1])
+    assert dropped == {"missing": [0]}
+    assert {d: one.sizes for d, one in found.items()} == {1: {2: 100}}
+
+
+def test_a_search_ends_at_somebody_who_was_asked_and_before_tuning() -> None:
+    for action, source in (("kept", NOBODY), ("passed", 2), ("zero-shot", 1)):
+        assert read_search(Report(action, source).to_payload(), [1, 2]).source == source
+    for action, source in (("passed", 3), ("tuned", 1), ("rolled-back", 1), ("kept", -2)):
+        with pytest.raises(WireError, match="missing"):
+            read_search(Report(action, source).to_payload(), [1, 2])

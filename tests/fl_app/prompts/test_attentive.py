@@ -7,7 +7,8 @@ import torch
 from fl_app.prompts.attention import PromptAttention, pooled_texts
 from fl_app.prompts.attentive import FITS, FitSettings, fit_attention, fit_fusion
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
-from fl_app.prompts.ensemble import combine
+from fl_app.prompts.ensemble import combine, scored_mixture
+from fl_app.prompts.public_rows import PublicRows
 from tests.fixtures_models import LABELS, TinyModels, logits_of, state_bytes
 from tests.prompt_fixtures import CLASSES, card_for, drawn_member, easy_rows, fit_for, prompted
 
@@ -100,3 +101,36 @@ def test_fusion_is_one_prompt_for_each_text(tiny: TinyModels) -> None:
         one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
         logits = logits_of(prompted(tiny.load("bert", CLASSES), member).model, one)
         torch.testing.assert_close(answer[row], logits.log_softmax(-1)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_fits_gradient_is_finite_where_a_weight_is_nothing_or_a_member_silent() -> None:
+    """Softmax weights underflow to 0 at the first sample; the second member is NaN at the last."""
+    scores = torch.tensor([[0.0, 0.0, 0.0], [-1e3, -1.0, 2.0]], requires_grad=True)
+    said = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    said[1, 2] = torch.nan
+    mixed = scored_mixture(said, scores)
+    weights = scores.detach().softmax(0)
+    assert float(weights[1, 0]) == 0
+    torch.testing.assert_close(mixed, combine("mean", said, weights).log_probs)
+    (found,) = torch.autograd.grad(mixed[:, 0].sum(), scores)
+    # d log sum_j w_j p_j / d s_i = w_i p_i / sum_j w_j p_j - w_i, here of the middle sample
+    share = (weights * said[..., 0].exp())[:, 1]
+    wanted = torch.zeros(2, 3)
+    wanted[:, 1] = share / share.sum() - weights[:, 1]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_a_fit_that_fails_leaves_the_mean(tiny: TinyModels, kind: str) -> None:
+    backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
+    fit = fit_for(backbone)
+    members = [drawn_member(fit, 3, seed, with_head=True) for seed in range(2)]
+    how = FitSettings(kind, lr=1e30, epochs=3, hidden=5)
+    rows = task.encode(easy_rows(40, 0))
+    public = PublicRows(backbone.model, task, rows, how="mean", eta=None, fit=how, seed=0)
+    found = public.fitted(members)
+    assert found is not None
+    assert (found.failed, found.weights) == ("not-finite", (0.5, 0.5))
+    said = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    answer = found.answer(None, {}, said).log_probs
+    torch.testing.assert_close(answer.exp(), said.exp().mean(0))

@@ -170,6 +170,32 @@ def test_the_server_outlives_nonsense() -> None:
         PromptServer(_ALICE, [], lambda: {})
 
 
+def test_strangers_who_keep_silent_starve_nobody() -> None:
+    """More of them than may be in the handshake at once, and none has a key."""
+    with _serving() as (_, alice), contextlib.ExitStack() as held:
+        for _ in range(80):
+            held.enter_context(socket.create_connection((alice.host, alice.port)))
+        assert len(ask_adverts(alice, _BOB, timeout_s=4.0)) == 2
+
+
+def test_a_known_peer_who_keeps_silent_starves_itself_alone() -> None:
+    with _serving((_BOB, _EVE)) as (server, alice), contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(
+                stream.Channel(
+                    alice.host,
+                    alice.port,
+                    certificate=alice.certificate,
+                    max_bytes=100,
+                    timeout_s=4.0,
+                    identity=(_EVE.certificate, _EVE.key),
+                )
+            )
+        assert len(ask_adverts(alice, _BOB, timeout_s=4.0)) == 2
+        assert _reason(lambda: ask_adverts(alice, _EVE, timeout_s=4.0)) == "cut"
+    assert sum("busy" in reason for reason in server.refused) == 5  # two of seven were let in
+
+
 def _signed_by(issuer: Identity) -> Identity:
     above = x509.load_pem_x509_certificate(issuer.certificate)
     signer = serialization.load_pem_private_key(issuer.key, None)
