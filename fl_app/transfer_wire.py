@@ -29,7 +29,7 @@ SETTLE = "settle"
 IDENTIFY, IDENTITY = "identify", "identity"
 MEET, MET = "meet", "met"
 ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
-_BEFORE_TUNING = ("kept", "passed", "zero-shot")
+_BEFORE_TUNING = ("kept", "passed", "zero-shot", "rolled-back")
 NOBODY = -1
 """Device number that stands for no source."""
 _CANDIDATE = "candidate"
@@ -223,7 +223,7 @@ def read_search(payload: Payload, asked: Collection[int]) -> Report:
         asked: devices it asked.
 
     Raises:
-        WireError: as ``read_report``; ``missing`` also for an action that only tuning ends with,
+        WireError: as ``read_report``; ``missing`` also for an action that tuning alone ends with,
             or a source that was not asked.
     """
     report = read_report(payload)

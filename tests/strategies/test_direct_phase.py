@@ -156,8 +156,10 @@ def test_who_heard_more_than_there_is_is_lost_alone(offers: Scalar) -> None:
 
 
 def test_a_search_ends_at_somebody_who_was_asked_and_before_tuning() -> None:
-    for action, source in (("kept", NOBODY), ("passed", 2), ("zero-shot", 1)):
+    """Zero-shot use that does worse than the prompt of before is rolled back without tuning."""
+    ends = ("passed", 2), ("zero-shot", 1), ("rolled-back", 1)
+    for action, source in (("kept", NOBODY), *ends):
         assert read_search(Report(action, source).to_payload(), [1, 2]).source == source
-    for action, source in (("passed", 3), ("tuned", 1), ("rolled-back", 1), ("kept", -2)):
+    for action, source in (("passed", 3), ("tuned", 1), ("kept", -2)):
         with pytest.raises(WireError, match="missing"):
             read_search(Report(action, source).to_payload(), [1, 2])

@@ -175,20 +175,20 @@ def test_a_lost_part_is_sent_again(
     The first look of a process reads the part whole, those after only see whether it is there: the
     first of these ends round 1, the second opens round 2, the third ends it.
     """
-    get, has = BlobCache.get, BlobCache.has
+    get, touch = BlobCache.get, BlobCache.touch
     looks = {"of the bad device": 0}
 
     def is_gone(device: int) -> bool:
         return device == _BAD and looks["of the bad device"] == look
 
-    def has_it(cache: BlobCache, device: int, name: str) -> bool:
+    def touch_it(cache: BlobCache, device: int, name: str) -> bool:
         looks["of the bad device"] += device == _BAD
-        return not is_gone(device) and has(cache, device, name)
+        return not is_gone(device) and touch(cache, device, name)
 
     def get_it(cache: BlobCache, device: int, name: str) -> bytes | None:
         return None if is_gone(device) else get(cache, device, name)
 
-    monkeypatch.setattr(BlobCache, "has", has_it)
+    monkeypatch.setattr(BlobCache, "touch", touch_it)
     monkeypatch.setattr(BlobCache, "get", get_it)
     tuned = tune(player, _SERVER, "strategy.num_rounds=3")
     assert tuned.dropped(2) == {"no-emulator": [_BAD]}
