@@ -72,6 +72,17 @@ SST2 = (
     "strategy.emulator.middle=-1",
     "strategy.emulator.right=3",
 )
+_OWN_KEYS = {
+    "federation.classes",
+    "finetune.max_steps",
+    "peft.aggregation",
+    "peft.combine",
+    "peft.layout.params",
+    "peft.rank",
+    "seed",
+    "strategy.num_rounds",
+}
+"""What the command's options and the runs choose."""
 COUNTS = ("uplink_bytes", "downlink_bytes", "control_bytes", "seconds")
 
 
@@ -208,6 +219,8 @@ def main(arguments: list[str] | None = None, task: Sequence[str] = SST2) -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/class_table"))
     parser.add_argument("--overrides", nargs="*", default=[], help="more overrides of the job")
     options = parser.parse_args(arguments)
+    if taken := {word.split("=")[0] for word in options.overrides} & _OWN_KEYS:
+        parser.error(f"--overrides {', '.join(sorted(taken))}: the table has options of its own")
     if sorted(options.ranks) != options.ranks or options.ranks[0] < 1:
         parser.error(f"--ranks {options.ranks}: give ranks >= 1 from weakest to strongest")
     console = Console(width=max(120, shutil.get_terminal_size().columns))

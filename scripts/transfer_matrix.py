@@ -174,8 +174,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("outputs/transfer_matrix"))
     options = parser.parse_args(arguments)
-    if options.steps % options.every or options.early % options.every:
-        parser.error("--every must divide --steps and --early")
+    every, early, steps = options.every, options.early, options.steps
+    if not 1 <= every <= early <= steps or steps % every or early % every:
+        parser.error("--every must divide --early and --steps, and --early be at most --steps")
+    if len(set(options.domains)) < max(2, len(options.domains)):
+        parser.error("--domains: give two or more, each once; prompts go from one to another")
     console = Console(stderr=True)
     if not (options.assets / "reviews8").is_dir():
         console.print(f"skipped: {options.assets / 'reviews8'} is not there; set DEFT_ASSETS")

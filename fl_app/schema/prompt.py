@@ -103,6 +103,8 @@ class EnsembleFitted(EnsembleConfig):
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
+        num = self.num_members
+        require("prompt.num_members", num, num != 1, "must be >= 2: one member has all the weight")
         require("prompt.lr", self.lr, 0 < self.lr < inf, "must be > 0 and finite")
         for key in ("epochs", "hidden"):
             value = getattr(self, key)

@@ -50,7 +50,9 @@ def test_three_classes_by_every_rule_and_not_made_twice(
             assert runs[run]["ranks"][name] == [rank, rank, 0, rank, rank]
         grown = ROUNDS * sum(RANKS) if run == "stack" else 4
         assert runs[run]["ranks"]["server"] == [grown, grown, 0, grown, grown]
-        assert runs[run]["control_bytes"] == ROUNDS * 3 * 2 * 4  # two bytes a tuned block
+        named = 3 * sum(range(ROUNDS)) if run == "stack" else 0  # the stacks of earlier rounds
+        # two bytes a tuned block, and a hash for every stack an order names
+        assert runs[run]["control_bytes"] == ROUNDS * 3 * 2 * 4 + 32 * named
     for run, rank in (("high", 4), ("low", 1), ("high_exact", 4), ("low_exact", 1)):
         assert runs[run]["ranks"] == {"server": [rank, rank, 0, rank, rank]}
         assert runs[run]["control_bytes"] == 0
@@ -97,3 +99,6 @@ def test_it_says_what_it_needs(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         class_table.main([*arguments, "--ranks", "4", "2", "1"])
     assert "weakest to strongest" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        class_table.main([*arguments, "--overrides", "peft.rank=3"])
+    assert "--overrides peft.rank: the table has options of its own" in capsys.readouterr().err

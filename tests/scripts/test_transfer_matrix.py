@@ -214,3 +214,21 @@ def test_without_assets_nothing_is_done(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["--assets", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 0
     assert "set DEFT_ASSETS" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--every 0", "--every must divide"),
+        ("--every 30 --steps 200", "--every must divide"),
+        ("--early 400 --steps 200", "--early be at most --steps"),
+        ("--domains sst2", "two or more"),
+        ("--domains sst2 music sst2", "each once"),
+    ],
+)
+def test_options_that_measure_nothing_are_named(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert says in capsys.readouterr().err

@@ -233,7 +233,9 @@ def test_options_out_of_range_are_named(word: str) -> None:
         load_config(f"prompt=ensemble_weighted {word}")
 
 
-@pytest.mark.parametrize("word", ["prompt.lr=0", "prompt.epochs=0", "prompt.hidden=0"])
+@pytest.mark.parametrize(
+    "word", ["prompt.lr=0", "prompt.epochs=0", "prompt.hidden=0", "prompt.num_members=1"]
+)
 def test_options_of_a_fit_out_of_range_are_named(word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         load_config(f"prompt=ensemble_attention {word}")
