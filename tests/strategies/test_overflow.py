@@ -10,6 +10,7 @@ from strategies.lora_space import ProductSpace, largest_norm
 from strategies.round_start import Stacking
 from tests import fakes
 from tests.federation_fixtures import ALL_DEVICES, SKEW, Player, player, tiny_federation
+from tests.layout_fixtures import FixedLayouts
 
 __all__ = ["player", "tiny_federation"]
 
@@ -74,21 +75,9 @@ def test_a_product_that_is_not_finite_never_reaches_the_svd(value: float) -> Non
         ProductSpace(2).leave({"layer.0.q.lora_product": product})
 
 
-class _Fixed:
-    """Layouts of equal devices."""
-
-    is_shared = True
-
-    def __init__(self, ranks: dict[int, int]) -> None:
-        self.server = ranks
-
-    def at(self, server_round: int, device: int) -> dict[int, int]:
-        return self.server
-
-
 def test_a_sum_of_stacks_that_overflows_leaves_what_was_there() -> None:
     """Past the rank from which sums are re-factored; each stack alone is finite."""
-    stacking = Stacking(_Fixed({0: 2}), seed=1)
+    stacking = Stacking(FixedLayouts({0: 2}), seed=1)
     rng = np.random.default_rng(0)
     good = {A: rng.normal(size=(3, 4)), B: rng.normal(size=(4, 3))}
     first = {name: array.astype(np.float32) for name, array in good.items()}
@@ -105,7 +94,7 @@ def test_a_sum_of_stacks_that_overflows_leaves_what_was_there() -> None:
 def test_a_block_that_nobody_tuned_is_no_obstacle_where_another_reaches_its_size() -> None:
     """Device classes may leave a block out; its stacks have rank 0."""
     other_a, other_b = A.replace("0", "1"), B.replace("0", "1")
-    stacking = Stacking(_Fixed({0: 2, 1: 2}), seed=1)
+    stacking = Stacking(FixedLayouts({0: 2, 1: 2}), seed=1)
     rng = np.random.default_rng(0)
     total = np.zeros((6, 6))
     for number in range(1, 6):

@@ -28,6 +28,7 @@ from strategies.lora_space import ProductSpace
 from strategies.round_start import Stacking
 from strategies.uplink import Received
 from tests.federation_fixtures import NUM_DEVICES, Played, Player, player, tiny_federation
+from tests.layout_fixtures import FixedLayouts
 
 __all__ = ["player", "tiny_federation"]
 
@@ -105,22 +106,10 @@ def test_a_stack_is_the_mean_of_products_whatever_the_ranks(
     assert np.abs(stack["classifier.weight"] - head).max() <= SCALE
 
 
-class _Fixed:
-    """Layouts of one device."""
-
-    is_shared = True
-
-    def __init__(self, ranks: dict[int, int]) -> None:
-        self.server = ranks
-
-    def at(self, server_round: int, device: int) -> dict[int, int]:
-        return self.server
-
-
 def test_the_sum_of_stacks_grows_to_the_size_of_the_maps_and_no_further() -> None:
     """Maps of 5 x 7: every sum has rank 5 at most, and the products are sums in float64."""
     rng = np.random.default_rng(0)
-    layouts: Layouts = _Fixed({2: 2})
+    layouts: Layouts = FixedLayouts({2: 2})
     stacking = Stacking(layouts, seed=3)
     stem = "layer.2.q"
     shapes = {f"{stem}.lora_A.weight": (2, 7), f"{stem}.lora_B.weight": (5, 2)}
