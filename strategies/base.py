@@ -153,7 +153,7 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = from_blob(blob_of(arrays))
-        parts = self.groups.split(self._adapter)
+        parts = self.groups.open(server_round, self.groups.split(self._adapter))
         self._adapters = [self._round_start.begin(server_round, part) for part in parts]
         # names and shapes are those of every group
         self._tuned = updates.travelling(self._adapters[0], self._aggregation, server_round)
