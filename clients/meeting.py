@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from fl_app.errors import WireError
+from fl_app.meeting_wire import Peer
 from fl_app.prompts.advert import read_advert
 from fl_app.prompts.direct import (
     Identity,
@@ -17,7 +18,7 @@ from fl_app.prompts.direct import (
     ask_adverts,
     fetch,
 )
-from fl_app.transfer_wire import Heard, Peer
+from fl_app.transfer_wire import Heard
 
 _PAUSE_S = 0.1
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from clients.trial import ceiling, trial_losses, trial_payload
 from fl_app.features_wire import MAX_BYTES, NO_FRONT
 from fl_app.fomo.blob import content_hash
 from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.meeting_wire import IDENTITY, MEET, MET, read_peers
 from fl_app.payload import Payload, Scalar, read_payload
 from fl_app.prompts.advert import Advert, read_advert
 from fl_app.prompts.transfer import ENDS, let_in, settle
@@ -21,9 +22,6 @@ from fl_app.seeding import generator
 from fl_app.transfer_wire import (
     ADVERT,
     GIVEN,
-    IDENTITY,
-    MEET,
-    MET,
     NOBODY,
     WANT,
     Heard,
@@ -33,7 +31,6 @@ from fl_app.transfer_wire import (
     number_of,
     octets,
     read_offers,
-    read_peers,
     read_place,
 )
 from fl_app.updates import Update

@@ -228,6 +228,7 @@ class Ensemble:
             heads=head_modules(model, self._backbone.task),
             carried=() if pooler is None else (pooler,),
             labels=self._backbone.labels,
+            max_length=self._config.model.max_length,
         )
         save_frozen(frozen, folder / "pool" / MODEL_FILE)
         for j, part in enumerate(updates.split(adapter, self.num_members)):

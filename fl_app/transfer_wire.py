@@ -3,9 +3,8 @@
 To a device that has something to give: ``advertise`` down, ``advert`` up; ``give`` down, ``given``
 up. To one that looks for a prompt: ``offers`` down, ``want`` up; ``try`` down, ``trial`` up (its
 probe rows as features, with every candidate's prompt); ``judge`` down (last states), ``report`` up.
-Where devices have direct links, ``identify`` down and ``identity`` up, then ``meet`` down and
-``met`` up take the place of adverts, offers and gifts. After tuning
-``settle`` down, ``trial`` up, ``judge`` down, ``report`` up.
+After tuning ``settle`` down, ``trial`` up, ``judge`` down, ``report`` up. ``meeting_wire`` has what
+takes the place of adverts, offers and gifts where devices have direct links.
 """
 
 import math
@@ -26,8 +25,6 @@ OFFERS, WANT = "offers", "want"
 GIVE, GIVEN = "give", "given"
 TRY, TRIAL, JUDGE, REPORT = "try", "trial", "judge", "report"
 SETTLE = "settle"
-IDENTIFY, IDENTITY = "identify", "identity"
-MEET, MET = "meet", "met"
 ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
 _BEFORE_TUNING = ("kept", "passed", "zero-shot", "rolled-back")
 NOBODY = -1
@@ -107,61 +104,6 @@ def read_offers(payload: Payload) -> list[Heard]:
             bytes_of(payload, name, MAX_ADVERT_BYTES),
         )
         for name in sorted(payload.arrays, key=int)
-    ]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another device as a direct link sees it.
-
-    Attributes:
-        device: partition id.
-        address: host:port where it listens.
-        certificate: PEM, which it must own.
-        rate_bps: bit/s of the link, >= 0.
-        contact_s: seconds for which the contact lasts.
-    """
-
-    device: int
-    address: str
-    certificate: str
-    rate_bps: float
-    contact_s: float
-
-
-_PEER = ("address", "certificate", "rate_bps", "contact_s")
-
-
-def meet_payload(
-    place: Place, *, address: str, peers: Sequence[Peer], is_asker: bool, seconds: float
-) -> Payload:
-    """Tells a device where to listen, whom to know, and whether to look for a prompt."""
-    scalars: dict[str, Scalar] = {**vars(place), "address": address, "is_asker": is_asker}
-    scalars |= {"seconds": seconds, "peers": " ".join(str(peer.device) for peer in peers)}
-    for peer in peers:
-        scalars |= {f"{name}|{peer.device}": getattr(peer, name) for name in _PEER}
-    return Payload(MEET, 0, scalars)
-
-
-def read_peers(payload: Payload) -> list[Peer]:
-    """Reads whom a device meets.
-
-    Raises:
-        WireError: ``missing``.
-    """
-    found = payload.scalars
-    names = str(found.get("peers", "")).split()
-    if any(f"{field}|{name}" not in found for name in names for field in _PEER):
-        raise WireError("missing", f"a meeting of {names} lacks something of a peer")
-    return [
-        Peer(
-            int(name),
-            str(found[f"address|{name}"]),
-            str(found[f"certificate|{name}"]),
-            number_of(payload, f"rate_bps|{name}"),
-            number_of(payload, f"contact_s|{name}"),
-        )
-        for name in names
     ]
 
 

@@ -8,22 +8,23 @@ import numpy as np
 import torch
 
 from fl_app.fomo.backbone import tokenizer_from
-from fl_app.prompts.attention import PromptAttention, pooled_texts
+from fl_app.prompts.attentive import FITS, Fitted
 from fl_app.prompts.batched import Batch, Tensors, log_probabilities, member_losses
 from fl_app.prompts.decoded import prompt_and_completion
-from fl_app.prompts.ensemble import combine, exponential_weights
-from fl_app.prompts.fitting import fit_parameters
+from fl_app.prompts.ensemble import Combined, combine, exponential_weights
 from fl_app.prompts.generate import decode, vote_strings
 from fl_app.seeding import generator
 from fl_app.tasks import Encoded
+from scripts.ensemble_fitted import PublicFits
 from scripts.ensemble_members import Prepared
 
 Row = dict[str, Any]
-Said = dict[str, torch.Tensor]
-"""Of some rows: log_probs [k, N, classes], labels [N], pooled [N, width]."""
+Heard = tuple[Batch, torch.Tensor, torch.Tensor]
+"""A batch, what members say of it [k, N, classes], and its labels [N]."""
+Found = tuple[list[int], float, float]
+"""A window, the ensemble's measure there, its loss in nats."""
 PLAIN = ("vote", "mean", "logit_mean", "median")
 _ROWS = 64
-_ATTENTION_LR, _ATTENTION_EPOCHS, _ATTENTION_BATCH = 3e-3, 5, 32
 _MAX_NEW_TOKENS, _DECODED_ROWS = 16, 200
 
 
@@ -35,11 +36,13 @@ class Spoken:
         held: the task.
         members: k of them.
         seed: draws what is fitted.
+        fusion_windows: windows of k members for which fusion is fitted, the first ones, >= 1.
     """
 
     held: Prepared
     members: Sequence[Tensors]
     seed: int
+    fusion_windows: int = 3
 
     def batches(self, encoded: Encoded) -> Iterator[Batch]:
         """Yields all rows, like lengths together."""
@@ -49,7 +52,7 @@ class Spoken:
             rows = [int(i) for i in order[start : start + size]]
             yield self.held.bench.task.batch(encoded, rows)
 
-    def said(self, encoded: Encoded) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+    def said(self, encoded: Encoded) -> Iterator[Heard]:
         """Yields batches with log-probabilities [k, N, classes] and labels [N]."""
         with torch.inference_mode():
             for batch in self.batches(encoded):
@@ -76,25 +79,32 @@ def by_class(spoken: Spoken, ks: Sequence[int]) -> tuple[list[Row], list[float]]
     Returns:
         (a row per combiner and k, each member's accuracy).
     """
-    tables = [_table(spoken, rows) for rows in (spoken.held.public, spoken.held.bench.test)]
-    public, test = tables
-    labels = test["labels"]
-    hits = (test["log_probs"].argmax(-1) == labels).double().mean(-1)
-    losses = member_losses(public["log_probs"], public["labels"]).double() * len(public["labels"])
+    test = list(spoken.said(spoken.held.bench.test))
+    log_probs = torch.cat([said for _, said, _ in test], 1)
+    labels = torch.cat([own for *_, own in test])
+    hits = (log_probs.argmax(-1) == labels).double().mean(-1)
+    losses = public_losses(spoken)
+    fits = PublicFits(spoken.held, spoken.members, spoken.seed)
     rows = []
     for k in ks:
-        found: dict[str, list[tuple[float, float]]] = {}
-        for window in windows(len(spoken.members), k):
-            said = test["log_probs"][window]
-            weighed: dict[str, tuple[str, torch.Tensor | None]] = dict.fromkeys(PLAIN, ("", None))
-            weighed["weighted"] = "mean", exponential_weights(losses[window], 1.0)
-            weighed["attention"] = "mean", _attention(spoken, window, public, test)
-            for name, (how, weights) in weighed.items():
-                answer = combine(how or name, said, weights)
+        found: dict[str, list[Found]] = {}
+        failed: dict[str, int] = {}
+        for place, window in enumerate(windows(len(spoken.members), k)):
+            answers = {how: combine(how, log_probs[window]) for how in PLAIN}
+            weights = exponential_weights(losses[window], 1.0)
+            answers["weighted"] = combine("mean", log_probs[window], weights)
+            for kind in FITS if k > 1 else ():
+                if kind == "fusion" and place >= spoken.fusion_windows:
+                    continue
+                fitted = fits.fitted(kind, window)
+                failed[kind] = failed.get(kind, 0) + (fitted.failed is not None)
+                answers[kind] = _answered(spoken, fitted, window, test)
+            for name, answer in answers.items():
                 right = float((answer.classes == labels).double().mean())
                 loss = float(member_losses(answer.log_probs.clamp(min=-20.0)[None], labels)[0])
-                found.setdefault(name, []).append((right, loss))
-        rows += [_row(spoken, "accuracy", name, k, hits, one) for name, one in found.items()]
+                found.setdefault(name, []).append((window, right, loss))
+        for name, one in found.items():
+            rows.append({**_row("accuracy", name, k, hits, one), "failed": failed.get(name, 0)})
     return rows, hits.tolist()
 
 
@@ -131,9 +141,12 @@ def by_token(spoken: Spoken, ks: Sequence[int]) -> tuple[list[Row], list[float]]
     rows = []
     for name in hows:
         for k in ks:
-            losses = [totals[name, i] / count for i, (own_k, _) in enumerate(places) if own_k == k]
-            found = [(float(np.exp(loss)), loss) for loss in losses]
-            rows.append(_row(spoken, "perplexity", name, k, alone, found))
+            found = [
+                (window, float(np.exp(totals[name, i] / count)), totals[name, i] / count)
+                for i, (own_k, window) in enumerate(places)
+                if own_k == k
+            ]
+            rows.append(_row("perplexity", name, k, alone, found))
     return rows + _strings(spoken, ks), alone.tolist()
 
 
@@ -185,82 +198,33 @@ def _strings(spoken: Spoken, ks: Sequence[int]) -> list[Row]:
                 vote_strings([texts[j][i] for j in window], [scores[j][i] for j in window]) == word
                 for i, word in enumerate(wanted)
             ]
-            found.append((float(np.mean(right)), float("nan")))
-        rows.append(_row(spoken, "exact match", "vote", k, hits, found))
+            found.append((window, float(np.mean(right)), float("nan")))
+        rows.append(_row("exact match", "vote", k, hits, found))
     return rows
 
 
-def _row(
-    spoken: Spoken,
-    metric: str,
-    combiner: str,
-    k: int,
-    alone: torch.Tensor,
-    found: Sequence[tuple[float, float]],
-) -> Row:
-    """Returns one row; best members are those of each window."""
+def _row(metric: str, combiner: str, k: int, alone: torch.Tensor, found: Sequence[Found]) -> Row:
+    """Returns one row; mean and best members are those of the windows measured."""
     best = torch.min if metric == "perplexity" else torch.max
-    chosen = [float(best(alone[window])) for window in windows(len(spoken.members), k)]
-    loss = float(np.mean([loss for _, loss in found]))
+    own = [alone[window] for window, *_ in found]
+    loss = float(np.mean([loss for *_, loss in found]))
     return {
         "metric": metric,
         "combiner": combiner,
         "k": k,
         "windows": len(found),
-        "member_mean": float(alone.mean()),
-        "member_best": float(np.mean(chosen)),
-        "ensemble": float(np.mean([value for value, _ in found])),
+        "member_mean": float(np.mean([float(one.mean()) for one in own])),
+        "member_best": float(np.mean([float(best(one)) for one in own])),
+        "ensemble": float(np.mean([value for _, value, _ in found])),
         "loss": loss if np.isfinite(loss) else None,
     }
 
 
-def _table(spoken: Spoken, encoded: Encoded) -> Said:
-    """Returns what members say of all rows, and the texts' pooled embeddings."""
-    said, labels, pooled = [], [], []
-    for batch, log_probs, own in spoken.said(encoded):
-        said.append(log_probs)
-        labels.append(own)
-        pooled.append(pooled_texts(spoken.held.bench.full.bare_model, batch))
-    return {
-        "log_probs": torch.cat(said, 1).clone(),
-        "labels": torch.cat(labels).clone(),
-        "pooled": torch.cat(pooled).clone(),
-    }
-
-
-def _attention(
-    spoken: Spoken,
-    window: list[int],
-    public: dict[str, torch.Tensor],
-    test: dict[str, torch.Tensor],
-) -> torch.Tensor:
-    """Returns weights [k, N] of the test rows by an attention fitted on public rows."""
-    prompts = [spoken.members[j].prompt for j in window]
-    attention = PromptAttention(prompts[0].shape[1], seed=spoken.seed)
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        weights = attention(batch["pooled"], prompts)
-        mixed = (batch["log_probs"].permute(1, 0, 2) + weights.log().unsqueeze(-1)).logsumexp(0)
-        return torch.nn.functional.nll_loss(mixed, batch["labels"])
-
-    order = generator(spoken.seed, "attention-rows").permutation(len(public["labels"]))
-    said = public["log_probs"][window].permute(1, 0, 2)  # rows first
-    batches = [
-        {
-            "pooled": public["pooled"][rows],
-            "log_probs": said[rows],
-            "labels": public["labels"][rows],
-        }
-        for start in range(0, len(order), _ATTENTION_BATCH)
-        for rows in [torch.from_numpy(order[start : start + _ATTENTION_BATCH].copy())]
-    ]
-    fit_parameters(
-        loss_of,
-        list(attention.parameters()),
-        batches,
-        lr=_ATTENTION_LR,
-        epochs=_ATTENTION_EPOCHS,
-    )
+def _answered(spoken: Spoken, fitted: Fitted, window: list[int], test: Sequence[Heard]) -> Combined:
+    """Returns the answers of a fitted ensemble to all test rows."""
+    model = spoken.held.bench.full.bare_model
     with torch.inference_mode():
-        weights: torch.Tensor = attention(test["pooled"], prompts)
-    return weights
+        parts = [fitted.answer(model, batch, said[window]) for batch, said, _ in test]
+    return Combined(
+        torch.cat([part.classes for part in parts]), torch.cat([part.log_probs for part in parts])
+    )

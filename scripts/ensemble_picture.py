@@ -14,6 +14,7 @@ _MARKS = {
     "median": "v",
     "weighted": "D",
     "attention": "P",
+    "fusion": "X",
 }
 
 
@@ -30,7 +31,7 @@ def draw_triple(summary: Sequence[Row], latencies: Sequence[Row], target: Path) 
             line = sorted((e for e in own if e["combiner"] == name), key=lambda e: e["k"])
             if line:
                 place.errorbar(
-                    [e["k"] + 0.06 * (i - 2.5) for e in line],
+                    [e["k"] + 0.06 * (i - 3) for e in line],
                     [e["gain"] for e in line],
                     yerr=[e["gain_std"] or 0.0 for e in line],
                     marker=_MARKS[name],
@@ -41,7 +42,9 @@ def draw_triple(summary: Sequence[Row], latencies: Sequence[Row], target: Path) 
                     label=name.replace("_", " "),
                 )
         scale = -1 if metric == "perplexity" else 1
-        best = {e["k"]: scale * (e["member_best"] - e["member_mean"]) for e in own}
+        # fusion's windows are not all; those of the others are
+        whole = [e for e in own if e["combiner"] != "fusion"]
+        best = {e["k"]: scale * (e["member_best"] - e["member_mean"]) for e in whole}
         relative = own[0]["member_mean"] if metric == "perplexity" else 1.0
         place.plot(
             sorted(best),
@@ -69,6 +72,17 @@ def draw_triple(summary: Sequence[Row], latencies: Sequence[Row], target: Path) 
             color=f"C{i}",
             label=task,
         )
+        fused = [e for e in line if e["fusion_seconds"] is not None]
+        time_axes.plot(
+            [e["k"] for e in fused],
+            [1000 * e["fusion_seconds"] for e in fused],
+            marker="X",
+            ms=4,
+            lw=1.0,
+            ls=":",
+            color=f"C{i}",
+            label=f"{task}, fusion" if fused else None,
+        )
     time_axes.set_title("one query, one pass", loc="left", fontsize=10, fontweight="bold")
     time_axes.set_ylabel("ms, one thread", fontsize=8)
     time_axes.set_xlabel("members k", fontsize=8)
@@ -87,7 +101,7 @@ def draw_triple(summary: Sequence[Row], latencies: Sequence[Row], target: Path) 
         drawn, names = place.get_legend_handles_labels()
         handles |= dict(zip(names, drawn, strict=True))
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=7, frameon=False, fontsize=8
+        handles.values(), handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8
     )
     figure.savefig(target, dpi=150)
 

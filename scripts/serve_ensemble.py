@@ -40,6 +40,8 @@ from fl_app.tasks import build_task
 log = logging.getLogger("deft.serve")
 MAX_JSON_BYTES, MAX_PROMPT_BYTES = 2**20, 2**26
 MAX_TEXTS, MAX_CHARACTERS = 64, 20_000
+_MAX_LENGTH = 128
+"""Tokens of a text where neither the command line nor the pool's run tells."""
 _STATUS = {
     "bad-json": 400,
     "no-probe": 403,
@@ -188,16 +190,29 @@ def _classes(options: argparse.Namespace, frozen: Frozen) -> tuple[str, ...]:
     return labels
 
 
+def _length(options: argparse.Namespace, frozen: Frozen) -> int:
+    """Returns the tokens after which texts are cut: the option's, else the run's, else 128."""
+    length: int = frozen.max_length or _MAX_LENGTH
+    if options.max_length is not None:
+        length = options.max_length
+    if length < 2:
+        raise PromptError("bad-field", f"--max-length={length} must be at least 2")
+    return length
+
+
 def make_service(options: argparse.Namespace) -> EnsembleService:
     """Loads model, pool and probe rows as the command line says.
 
     Raises:
         DeftError: something is missing or does not fit.
     """
+    if options.threads < 1:
+        raise PromptError("bad-field", f"--threads={options.threads} must be at least 1")
     torch.set_num_threads(options.threads)
     source = str(minilm_path()) if options.model is None else str(options.model)
     frozen = _frozen(options)
     labels = _classes(options, frozen)
+    max_length = _length(options, frozen)
     backbone = load_backbone(source, task="sequence_classification", labels=labels, seed=0)
     frozen.put_into(backbone.model)
     task = build_task(
@@ -205,10 +220,10 @@ def make_service(options: argparse.Namespace) -> EnsembleService:
         files=backbone.files,
         labels=labels,
         columns=columns(),
-        max_length=options.max_length,
+        max_length=max_length,
         model_config=backbone.model.config,
     )
-    fit = fit_of(backbone, max_length=options.max_length)
+    fit = fit_of(backbone, max_length=max_length)
     pool = Pool(fit, capacity=options.capacity)
     if options.pool is not None and (options.pool / "pool.json").exists():
         for name, reason in pool.load(options.pool).items():
@@ -237,7 +252,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eta", type=float, default=1.0, help="rate of the weights, in (0, 1]")
     parser.add_argument("--most", type=int, help="at most this many members answer")
     parser.add_argument("--capacity", type=int, default=16, help="members of the pool")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help=f"tokens of a text; left out: as the pool's run, or {_MAX_LENGTH}",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of the model")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8765, help="0 for any free one")
@@ -252,7 +271,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         service = make_service(options)
     except DeftError as error:
         parser.error(str(error))
-    with socket.create_server((options.host, options.port)) as listener:
+    try:
+        listener = socket.create_server((options.host, options.port))
+    except (OSError, OverflowError) as error:
+        parser.error(
+            f"--host={options.host} --port={options.port} cannot be listened on: {error}; "
+            "choose another port, or 0 for any free one"
+        )
+    with listener:
         print(f"http://{options.host}:{listener.getsockname()[1]}", flush=True)
         config = uvicorn.Config(build_app(service), log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])

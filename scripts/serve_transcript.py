@@ -50,11 +50,11 @@ when it starts. Each answer ends with its HTTP status, for curl is also given
 A prompt fits the model it was tuned on, to the last weight. A run may have changed its checkpoint:
 `model.pooler=standardised` (the default of `model=minilm`) replaces the pooler, and
 `strategy.wire_dtype` rounds the device part. Its `pool/` holds the difference (`model.frozen`, with
-the labels); the service puts it into the checkpoint that `--model` names. So a run is served by
+the labels and the tokens after which texts were cut); the service puts it into the checkpoint that
+`--model` names. So a run is served by
 `python -m scripts.serve_ensemble --pool outputs/latest/pool` (classes only: the pool of a language
-model is refused). Without that file, or with
-another checkpoint, all members are refused as `wrong-model`. What the
-service refuses at its start stays in the folder as it is.
+model is refused). Without that file, or with another checkpoint, all members are refused as
+`wrong-model`. What the service refuses at its start stays in the folder as it is.
 """
 _SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
     (

@@ -129,7 +129,9 @@ def summarise(entries: Sequence[Entry]) -> dict[str, Any]:
 
     Returns:
         ``retention`` of all transfers, of the chosen source, and of the best one, which is picked
-        on the test rows: with hindsight, a bar and no method;
+        on the test rows: with hindsight, a bar and no method; and of the prompt nobody has tuned,
+        which is what guessing retains. ``accuracy`` on test rows: of that prompt (``untuned``), of
+        the requester's ``early`` one, of the ``chosen`` one as it is, of its ``own`` at the end;
         ``spearman``: for every descriptor the mean rank correlation, over targets, with the score
         of the transfer (None where there are fewer than three sources, or all alike);
         ``negative_rate``: share of transfers that raise the test loss above that of the
@@ -151,6 +153,13 @@ def summarise(entries: Sequence[Entry]) -> dict[str, Any]:
             "mean": _mean(entries, "retention"),
             "chosen": _mean(chosen, "retention"),
             "best_on_test_rows": statistics.mean(best),
+            "untuned": statistics.mean(e["start_score"] / e["own_score"] for e in chosen),
+        },
+        "accuracy": {
+            "untuned": _mean(chosen, "start_score"),
+            "early": _mean(chosen, "early_score"),
+            "chosen": _mean(chosen, "score"),
+            "own": _mean(chosen, "own_score"),
         },
         "spearman": {name: _correlation(list(groups.values()), name) for name in DESCRIPTORS},
         "negative_rate": {"gate_off": _negative(entries), "gate_on": _negative(passed)},

@@ -6,17 +6,10 @@ from typing import Any
 from fl_app.certificate import device_name
 from fl_app.errors import WireError
 from fl_app.features_wire import require_kind
+from fl_app.meeting_wire import IDENTIFY, IDENTITY, MET, Peer, meet_payload
 from fl_app.payload import Payload
 from fl_app.stream import require_certificate
-from fl_app.transfer_wire import (
-    IDENTIFY,
-    IDENTITY,
-    MET,
-    Peer,
-    bytes_of,
-    count_of,
-    meet_payload,
-)
+from fl_app.transfer_wire import bytes_of, count_of
 from strategies.transfer_book import TransferRecord
 from strategies.transfer_phase import Gathered, TransferPhase
 
@@ -78,7 +71,7 @@ class DirectPhase(TransferPhase):
         heard = {source for device in found for source in _sources(answers[device], "advert")}
         for source in sorted(heard):
             sizes = [_sources(answers[d], "advert").get(source, 0) for d in found]
-            self._book_advert(source, askers, max(sizes))
+            self._books.advert(source, askers, max(sizes))
         return {d: one for d, one in found.items() if one.asked}
 
     def _peer(self, device: int, other: int, certificate: str) -> Peer:

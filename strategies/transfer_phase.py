@@ -40,6 +40,7 @@ from fl_app.transfer_wire import (
     split_trial,
 )
 from fl_app.updates import Update
+from strategies.contact_books import ContactBooks
 from strategies.conversation import Conversation
 from strategies.exchange import Exchange
 from strategies.feature_server import FeatureServer
@@ -107,12 +108,13 @@ class TransferPhase:
     ) -> None:
         self._tools, self._number, self._model_hash = tools, number, model_hash
         self._log = log
+        self._books = ContactBooks(tools.ledger, tools.contacts, number)
         self._talk = Conversation(
             exchange,
             timeout_s=tools.timeout_s,
             number=number,
             log=log,
-            book=self._book,
+            book=self._books.book,
             uplink=_UPLINK,
         )
 
@@ -135,7 +137,7 @@ class TransferPhase:
             record = records[device]
             record.asked = found.asked
             for source, size in found.sizes.items():
-                self._book_prompt(record, source, size)
+                self._books.prompt(record, source, size)
             arrays: dict[str, NDArray[Any]] = {f"adapter|{n}": a for n, a in adapter.items()}
             arrays |= {f"blob|{source}": octets(blob) for source, blob in found.blobs.items()}
             outgoing[device] = Payload(TRY, 0, {}, arrays)
@@ -207,7 +209,7 @@ class TransferPhase:
 
         adverts = {s: blob for s, blob in self._talk.each(answers, read).items() if blob}
         for source, blob in adverts.items():
-            self._book_advert(source, askers, len(blob))
+            self._books.advert(source, askers, len(blob))
         return adverts
 
     def _heard(self, device: int, adverts: Mapping[int, bytes]) -> list[Heard]:
@@ -281,40 +283,5 @@ class TransferPhase:
             arrays |= {f"{k}|{name}": np.asarray(array) for name, array in found.items()}
         return arrays
 
-    # --- books -------------------------------------------------------------------------------
-
     def _place(self, device: int) -> Place:
         return Place(self._number, device, self._model_hash)
-
-    def _book(self, link: str, device: int, what: str, num_bytes: int) -> None:
-        self._tools.ledger.book(
-            round=self._number,
-            device=device,
-            link=link,  # type: ignore[arg-type]
-            what=what,  # type: ignore[arg-type]
-            num_bytes=num_bytes,
-        )
-
-    def _book_prompt(self, record: TransferRecord, source: int, num_bytes: int) -> None:
-        link = self._tools.contacts.link(self._number, record.device, source)
-        seconds = link.transfer_s(num_bytes)
-        record.num_bytes += num_bytes
-        record.seconds += seconds
-        record.joules += self._tools.contacts.joules(seconds)
-        self._book_d2d(source, "prompt", num_bytes, seconds)
-
-    def _book_advert(self, source: int, askers: Sequence[int], num_bytes: int) -> None:
-        """Books one broadcast, at the rate of its slowest listener."""
-        contacts = self._tools.contacts
-        links = [
-            contacts.link(self._number, source, device)
-            for device in contacts.neighbours(self._number, source)
-            if device in askers
-        ]
-        seconds = max(link.transfer_s(num_bytes) for link in links)
-        self._book_d2d(source, "advert", num_bytes, seconds)
-
-    def _book_d2d(self, source: int, what: str, num_bytes: int, seconds: float) -> None:
-        self._book("d2d", source, what, num_bytes)
-        joules = self._tools.contacts.joules(seconds)
-        self._tools.ledger.book_d2d(round=self._number, seconds=seconds, joules=joules)

@@ -29,11 +29,13 @@ class Frozen:
         tensors: values of frozen parameters by name.
         rounded: names of frozen parameters that are to be rounded to float16.
         labels: class names in the order of the logits.
+        max_length: tokens after which the run cut texts, >= 2; None in files that do not tell.
     """
 
     tensors: dict[str, torch.Tensor]
     rounded: tuple[str, ...]
     labels: tuple[str, ...]
+    max_length: int | None = None
 
     def put_into(self, model: Any) -> None:
         """Changes a model that was just loaded from the checkpoint.
@@ -58,7 +60,12 @@ class Frozen:
 
 
 def frozen_of(
-    model: Any, *, heads: Sequence[str], carried: Sequence[str], labels: Sequence[str]
+    model: Any,
+    *,
+    heads: Sequence[str],
+    carried: Sequence[str],
+    labels: Sequence[str],
+    max_length: int,
 ) -> Frozen:
     """Reads off a model what its checkpoint lacks.
 
@@ -67,6 +74,7 @@ def frozen_of(
         heads: modules that are tuned.
         carried: frozen modules that are not the checkpoint's, by path.
         labels: class names in the order of the logits.
+        max_length: tokens after which texts are cut, >= 2.
     """
     leads = tuple(f"{path}." for path in carried)
     tensors, rounded = {}, []
@@ -78,12 +86,17 @@ def frozen_of(
             tensors[name] = tensor.clone()
         elif torch.equal(tensor.half().float(), tensor):
             rounded.append(name)  # or it was in half precision from the start: then nothing changes
-    return Frozen(tensors, tuple(sorted(rounded)), tuple(labels))
+    return Frozen(tensors, tuple(sorted(rounded)), tuple(labels), max_length)
 
 
 def save_frozen(frozen: Frozen, path: Path) -> None:
     """Writes one safetensors file; a crash on the way leaves the old one, or none."""
-    about = {"about": _ABOUT, "rounded": frozen.rounded, "labels": frozen.labels}
+    about = {
+        "about": _ABOUT,
+        "rounded": frozen.rounded,
+        "labels": frozen.labels,
+        "max_length": frozen.max_length,
+    }
     beside = path.with_suffix(".part")
     beside.write_bytes(save(frozen.tensors, {_ABOUT: json.dumps(about)}))
     os.replace(beside, path)
@@ -100,6 +113,8 @@ def load_frozen(path: Path) -> Frozen:
             about = json.loads((file.metadata() or {})[_ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         rounded, labels = (tuple(map(str, about[name])) for name in ("rounded", "labels"))
+        kept = about.get("max_length")
+        max_length = None if kept is None else int(kept)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{path} is no {_ABOUT} file or is damaged ({error!r}); copy it from the run again"
@@ -107,4 +122,8 @@ def load_frozen(path: Path) -> Frozen:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ModelError(f"{path}: '{name}' must be finite float32; copy it from the run again")
-    return Frozen(tensors, rounded, labels)
+    if max_length is not None and max_length < 2:
+        raise ModelError(
+            f"{path}: max_length={max_length} must be >= 2; copy it from the run again"
+        )
+    return Frozen(tensors, rounded, labels, max_length)

@@ -56,6 +56,12 @@ class Fitted:
     failed: str | None = None
 
 
+def heard(model: Any, members: Sequence[Tensors], batches: Sequence[Batch]) -> list[torch.Tensor]:
+    """Returns what members say of each batch, [k, N, classes] in nats; for fits, no gradient."""
+    with torch.no_grad():
+        return [log_probabilities(model, members, batch)[0] for batch in batches]
+
+
 def fit_attention(
     model: Any,
     members: Sequence[Tensors],
@@ -63,6 +69,7 @@ def fit_attention(
     settings: FitSettings,
     *,
     seed: int,
+    said: Sequence[torch.Tensor],
 ) -> Fitted:
     """Fits weights of each text for the mixture of the members' answers.
 
@@ -72,20 +79,18 @@ def fit_attention(
         batches: labelled texts nobody tunes on.
         settings: of the fit.
         seed: draws starting values.
+        said: what the members say of each batch, see ``heard``; they do not change meanwhile.
 
     Raises:
         PromptError: ``not-finite`` loss, or a member has no finite answer.
     """
     attention = _attention(members, settings, seed)
     prompts = [member.prompt for member in members]
-    said: dict[int, torch.Tensor] = {}
-    for batch in batches:  # the members do not change, so they are asked once
-        with torch.no_grad():
-            said[id(batch)] = log_probabilities(model, members, batch)[0]
+    known = {id(batch): own for batch, own in zip(batches, said, strict=True)}
 
     def loss_of(batch: Batch) -> torch.Tensor:
         scores = attention.scores(pooled_texts(model, batch), prompts)
-        mixed = scored_mixture(said[id(batch)], scores)
+        mixed = scored_mixture(known[id(batch)], scores)
         return member_losses(mixed.unsqueeze(0), batch["labels"])[0]
 
     losses = fit_parameters(
@@ -105,11 +110,13 @@ def fit_fusion(
     settings: FitSettings,
     *,
     seed: int,
+    said: Sequence[torch.Tensor] = (),
 ) -> Fitted:
     """Fits the attention of mixed prompts, the prompt added to them, and the head behind them.
 
     The added prompt starts at 0, the head at the mean of the members'. Arguments and errors as for
-    ``fit_attention``; prompts are of one length (PromptError ``wrong-shape``).
+    ``fit_attention``; prompts are of one length (PromptError ``wrong-shape``), and ``said`` is not
+    read, since members do not answer here.
     """
     attention = _attention(members, settings, seed)
     prompts = [member.prompt for member in members]
@@ -136,16 +143,7 @@ def fit_fusion(
     return Fitted(_mean_weights(attention, model, prompts, batches), answer, tuple(losses))
 
 
-def mean_instead(num_members: int, failed: str) -> Fitted:
-    """Returns the members' mean, for where a fit has failed for this reason."""
-
-    def answer(_on: Any, _batch: Batch, log_probs: torch.Tensor) -> Combined:
-        return combine("mean", log_probs)
-
-    return Fitted((1 / num_members,) * num_members, answer, (), failed)
-
-
-FITS = {"attention": fit_attention, "fusion": fit_fusion}
+FITS: dict[str, Callable[..., Fitted]] = {"attention": fit_attention, "fusion": fit_fusion}
 """Ways to fit by the name of the combiner."""
 
 

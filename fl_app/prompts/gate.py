@@ -76,6 +76,7 @@ def probe(
     *,
     how: str = "mean",
     weights: torch.Tensor | None = None,
+    beside: Sequence[int] | None = None,
 ) -> Probed:
     """Measures a newcomer.
 
@@ -85,6 +86,8 @@ def probe(
         labels: [N], N >= 1.
         how: a key of ``ensemble.COMBINERS``, by which the ensemble answers.
         weights: [k + 1], >= 0, not all 0, the newcomer's last; all alike if None.
+        beside: places of the members that answer together with the newcomer; all if None. Another
+            one stands back for it, where only so many answer.
     """
     guessed = blind_loss(labels, newcomer.shape[-1])
     loss = float(member_losses(newcomer.unsqueeze(0), labels)[0])
@@ -92,19 +95,23 @@ def probe(
     if len(members):
         own = None if weights is None or not float(weights[:-1].sum()) > 0 else weights[:-1]
         before, accuracy_before = _quality(members, labels, how, own)
-    together = torch.cat([members.reshape(-1, *newcomer.shape), newcomer.unsqueeze(0)])
+    stay = list(range(len(members))) if beside is None else list(beside)
+    together = torch.cat([members.reshape(-1, *newcomer.shape)[stay], newcomer.unsqueeze(0)])
     if not loss < float("inf"):  # also NaN
         return Probed(float("inf"), guessed, before, float("inf"), accuracy_before, 0.0)
-    after, accuracy_after = _quality(together, labels, how, weights)
+    own = None if weights is None else weights[[*stay, len(members)]]
+    after, accuracy_after = _quality(together, labels, how, own)
     return Probed(loss, guessed, before, after, accuracy_before, accuracy_after)
 
 
-def require_use(found: Probed, *, margin: float = 0.0) -> None:
+def require_use(found: Probed, *, margin: float = 0.0, best: float = 0.0) -> None:
     """Lets a newcomer pass.
 
     Args:
         found: what ``probe`` measured.
         margin: nats >= 0 by which it may raise the ensemble's loss.
+        best: accuracy in [0, 1] that the ensemble has had before: newcomers may cost it a point
+            altogether, not each. One that raises the present accuracy is let in below it, too.
 
     Raises:
         PromptError: ``knows-nothing`` or ``harms-ensemble``.
@@ -120,10 +127,12 @@ def require_use(found: Probed, *, margin: float = 0.0) -> None:
             "harms-ensemble",
             f"the ensemble's loss would rise from {found.before:.4g} to {found.after:.4g} nats",
         )
-    if found.accuracy_after < found.accuracy_before - MAX_DROP:
+    floor = max(found.accuracy_before, best) - MAX_DROP
+    if found.accuracy_after < min(floor, found.accuracy_before):
         raise PromptError(
             "harms-ensemble",
-            f"accuracy would fall from {found.accuracy_before:.4g} to {found.accuracy_after:.4g}",
+            f"accuracy would fall from {found.accuracy_before:.4g} to {found.accuracy_after:.4g}, "
+            f"allowed is {MAX_DROP} below the best so far, {floor + MAX_DROP:.4g}",
         )
 
 

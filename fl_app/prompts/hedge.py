@@ -11,8 +11,10 @@ With log loss, mixtures of probabilities and eta <= 1: for every member j and ev
 With any convex loss in [0, b]: the same plus eta b^2 / 8 for every round.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fl_app.prompts.errors import PromptError
@@ -119,6 +121,34 @@ def hedge_from(state: Mapping[str, Any]) -> SleepingHedge:
     hedge._losses = {str(name): float(loss) for name, loss in state["losses"].items()}
     hedge._excess = {str(name): float(loss) for name, loss in state["excess"].items()}
     return hedge
+
+
+def save_hedge(hedge: SleepingHedge, path: Path) -> None:
+    """Writes it down; a crash on the way leaves the old file, or none."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(hedge.state()), encoding="utf-8")
+    beside.replace(path)
+
+
+def load_hedge(path: Path, eta: float) -> SleepingHedge:
+    """Returns what ``save_hedge`` wrote, or a new one where there is no file.
+
+    Raises:
+        PromptError: ``damaged``, or ``bad-eta``, it was made with another one.
+    """
+    if not path.exists():
+        return SleepingHedge(eta)
+    try:
+        kept = hedge_from(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PromptError("damaged", f"the weights {path} cannot be read: {error}") from error
+    if kept.eta != eta:
+        raise PromptError(
+            "bad-eta",
+            f"the weights {path} were made with eta={kept.eta}, asked for is eta={eta}; "
+            "delete the file, or start with the eta it has (in (0, 1], or the bound is void)",
+        )
+    return kept
 
 
 def bounded_log_loss(log_prob: float, num_classes: int, floor: float = 1e-4) -> float:

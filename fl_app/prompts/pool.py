@@ -106,17 +106,22 @@ class Pool:
         self.require(member, now_round=now_round)
         if measured_loss is not None and not 0.0 <= measured_loss < float("inf"):
             raise PromptError("bad-loss", f"measured_loss={measured_loss} must be finite and >= 0")
+        leaver = self.leaver(member, measured_loss)
+        if leaver is member:
+            raise PromptError(
+                "pool-full", f"all {self.capacity} members stand better than the newcomer"
+            )
+        if leaver is not None:
+            del self._entries[leaver.content_hash]
+        self._entries[member.content_hash] = Entry(member, measured_loss)
+        return leaver
+
+    def leaver(self, member: Member, measured_loss: float | None) -> Member | None:
+        """Returns who would have to go for a newcomer, maybe itself; None where there is room."""
+        if len(self._entries) < self.capacity:
+            return None
         entry = Entry(member, measured_loss)
-        leaver = None
-        if len(self._entries) >= self.capacity:
-            leaver = max((*self._entries.values(), entry), key=Entry.standing)
-            if leaver is entry:
-                raise PromptError(
-                    "pool-full", f"all {self.capacity} members stand better than the newcomer"
-                )
-            del self._entries[leaver.member.content_hash]
-        self._entries[member.content_hash] = entry
-        return leaver.member if leaver else None
+        return max((*self._entries.values(), entry), key=Entry.standing).member
 
     def forget(self, content_hash: str) -> Member:
         """Removes and returns a member.

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from fl_app.prompts.attentive import FITS, FitSettings, Fitted, mean_instead
+from fl_app.prompts.attentive import FitSettings, Fitted, heard
 from fl_app.prompts.batched import Batch, Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import exponential_weights
 from fl_app.prompts.errors import PromptError
+from fl_app.prompts.fit_or_mean import fit_or_mean
 from fl_app.prompts.measure import weights_on
 from fl_app.prompts.member import Member
 from fl_app.prompts.screen import Said, screen
@@ -52,8 +53,7 @@ class PublicRows:
     ) -> None:
         self._model, self._task, self._rows = model, task, rows
         self._how, self._eta, self._fit, self._seed = how, eta, fit, seed
-        drawn = generator(seed, "screen").permutation(len(rows))[:MOST_SCREENED]
-        self._screen_rows = sorted(map(int, drawn), key=lambda i: int(rows.lengths[i]))
+        self._screen_rows = trusted_rows(rows, seed)
         self._screened: dict[tuple[str, ...], dict[int, str]] = {}
         self._weighed: dict[tuple[str, ...], tuple[float, ...]] = {}
         self._fitted: dict[tuple[str, ...], Fitted] = {}
@@ -101,7 +101,7 @@ class PublicRows:
         return self._weighed[key]
 
     def fitted(self, members: Sequence[Member]) -> Fitted | None:
-        """Returns the attention fitted to these members, or their mean if the fit fails.
+        """Returns the attention fitted to these members, or their mean, see ``fit_or_mean``.
 
         None without ``fit``.
 
@@ -112,28 +112,15 @@ class PublicRows:
             return None
         key = tuple(member.content_hash for member in members)
         if key not in self._fitted:
-            rows = generator(self._seed, "attention-rows").permutation(self._screen_rows).tolist()
-            if not rows:
-                raise PromptError("no-rows", "an attention needs public rows to be fitted on")
-            batches = [
-                self._task.batch(self._rows, rows[start : start + _FIT_BATCH])
-                for start in range(0, len(rows), _FIT_BATCH)
-            ]
+            batches = fitting_batches(self._task, self._rows, self._seed)
             tensors = [tensors_of(member) for member in members]
-            self._fitted = {key: self._fit_to(tensors, batches, self._fit)}
+            said = heard(self._model, tensors, batches)
+            self._fitted = {
+                key: fit_or_mean(
+                    self._model, tensors, batches, self._fit, seed=self._seed, said=said
+                )
+            }
         return self._fitted[key]
-
-    def _fit_to(
-        self, members: Sequence[Tensors], batches: Sequence[Batch], settings: FitSettings
-    ) -> Fitted:
-        kind = settings.kind
-        try:
-            found = FITS[kind](self._model, members, batches, settings, seed=self._seed)
-        except PromptError as error:  # a hostile member shall not end the run
-            log.warning("%s: %s; the mean answers instead, lower prompt.lr", kind, error)
-            return mean_instead(len(members), error.reason)
-        log.info("%s fitted: %.4f -> %.4f", kind, found.losses[0], found.losses[-1])
-        return found
 
     def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:
         size = texts_at_once(len(members))
@@ -144,6 +131,25 @@ class PublicRows:
 
     def _weights_of(self, losses: torch.Tensor) -> torch.Tensor | None:
         return None if self._eta is None else exponential_weights(losses, self._eta)
+
+
+def trusted_rows(rows: Encoded, seed: int) -> list[int]:
+    """Returns the rows members are screened on, at most ``MOST_SCREENED``, from short to long."""
+    drawn = generator(seed, "screen").permutation(len(rows))[:MOST_SCREENED]
+    return sorted(map(int, drawn), key=lambda i: int(rows.lengths[i]))
+
+
+def fitting_batches(task: Task, rows: Encoded, seed: int) -> list[Batch]:
+    """Returns the batches a fit goes through: the rows of the screen, in an order of its own.
+
+    Raises:
+        PromptError: ``no-rows``.
+    """
+    order = generator(seed, "attention-rows").permutation(trusted_rows(rows, seed)).tolist()
+    if not order:
+        raise PromptError("no-rows", "an attention needs public rows to be fitted on")
+    starts = range(0, len(order), _FIT_BATCH)
+    return [task.batch(rows, order[start : start + _FIT_BATCH]) for start in starts]
 
 
 def texts_at_once(num_members: int) -> int:

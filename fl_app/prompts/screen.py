@@ -59,14 +59,14 @@ def screen(
         now, without = scores[0], scores[1:]
         if now is None:
             return gone
-        if best is None or _is_better(now, best):
+        if best is None or is_better(now, best):
             best = now
         going = []
         for j, other in zip(present, without, strict=True):
             if other is None:
                 continue  # nobody else has an answer everywhere
-            harms = _is_better(other, now)
-            if harms or (any(knows) and not knows[j] and not _is_better(best, other)):
+            harms = is_better(other, now)
+            if harms or (any(knows) and not knows[j] and not is_better(best, other)):
                 reason = "harms-ensemble" if knows[j] else "knows-nothing"
                 loss = float(losses[j].nan_to_num(torch.inf))
                 going.append((float(other.mean()), loss, j, reason))
@@ -131,7 +131,7 @@ def _scores(
     return [None if scores is None else torch.cat(scores) for scores in found]
 
 
-def _is_better(one: torch.Tensor, other: torch.Tensor) -> bool:
+def is_better(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Tells whether scores [N] are above others by more than a point and two standard errors."""
     gain = one - other
     error = 2.0 * float((gain.square().mean() / len(gain)).sqrt())

@@ -1,6 +1,5 @@
 """An ensemble that answers while prompts come in and weights follow feedback; knows no HTTP."""
 
-import json
 import math
 import statistics
 import threading
@@ -16,10 +15,16 @@ import torch
 from fl_app.data.examples import Examples
 from fl_app.fomo.backbone import Backbone
 from fl_app.prompts.batched import Tensors, as_it_is, log_probabilities, tensors_of
+from fl_app.prompts.door import Door
 from fl_app.prompts.ensemble import COMBINERS, combine
 from fl_app.prompts.errors import PromptError
-from fl_app.prompts.gate import probe, require_use
-from fl_app.prompts.hedge import SleepingHedge, bounded_log_loss, hedge_from
+from fl_app.prompts.hedge import (
+    SleepingHedge,
+    bounded_log_loss,
+    hedge_from,
+    load_hedge,
+    save_hedge,
+)
 from fl_app.prompts.member import Member
 from fl_app.prompts.packing import unpack
 from fl_app.prompts.pool import Pool
@@ -89,14 +94,16 @@ class EnsembleService:
         self._backbone, self._task, self._pool = backbone, task, pool
         self._how, self._most, self._folder = how, most, folder
         self._lock = threading.Lock()
-        self._hedge = _kept_hedge(folder, eta)
+        path = None if folder is None else folder / _HEDGE
+        self._hedge = SleepingHedge(eta) if path is None else load_hedge(path, eta)
         self._probe = None if probe_rows is None else task.encode(probe_rows)
         self._tensors = {m.content_hash: tensors_of(m) for m in pool.members}
-        self._probed: dict[str, torch.Tensor] = {}
+        targets = [] if self._probe is None else self._probe.targets
+        self._door = Door(torch.tensor(targets), self._mixes)
         for name, tensors in self._tensors.items():
             self._hedge.join(name)
             if self._probe is not None:
-                self._probed[name] = self._run([tensors], self._probe)[0]
+                self._door.seat(name, self._run([tensors], self._probe)[0])
         self._asked: OrderedDict[int, dict[str, torch.Tensor] | None] = OrderedDict()
         self._num_asked = 0
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -180,21 +187,22 @@ class EnsembleService:
             self._pool.require(member, now_round=now_round)
             tensors = tensors_of(member)
             said = self._run([tensors], self._probe)[0]
-            present = list(self._probed.values())
-            table = torch.stack(present) if present else said.new_zeros(0, *said.shape)
-            found = probe(
-                table,
+            loss = self._door.loss(said)
+            leaver = self._pool.leaver(member, loss)
+            awake = self._awake()
+            stay = [name for name in awake if leaver is None or name != leaver.content_hash]
+            self._door.require(
                 said,
-                torch.tensor(self._probe.targets),
-                how=self._mixes,
-                weights=self._weights_with(member.content_hash),
+                answering=awake,
+                beside=stay if self._most is None else stay[: self._most - 1],
+                weights=self._weights_with(awake, member.content_hash),
             )
-            require_use(found)
-            leaver = self._pool.admit(member, now_round=now_round, measured_loss=found.loss)
+            leaver = self._pool.admit(member, now_round=now_round, measured_loss=loss)
             if leaver is not None:
-                del self._tensors[leaver.content_hash], self._probed[leaver.content_hash]
+                del self._tensors[leaver.content_hash]
+                self._door.dismiss(leaver.content_hash)
             self._tensors[member.content_hash] = tensors
-            self._probed[member.content_hash] = said
+            self._door.seat(member.content_hash, said)
             self._hedge.join(member.content_hash)
             self._keep()
             return member, leaver
@@ -237,23 +245,20 @@ class EnsembleService:
     def _keep(self) -> None:
         if self._folder is not None:
             self._pool.save(self._folder)
-            path = self._folder / _HEDGE
-            beside = path.with_suffix(".part")
-            beside.write_text(json.dumps(self._hedge.state()), encoding="utf-8")
-            beside.replace(path)
+            save_hedge(self._hedge, self._folder / _HEDGE)
 
     @property
     def _mixes(self) -> str:
         """The combiner that answers."""
         return "mean" if self._how == WEIGHTED else self._how
 
-    def _weights_with(self, newcomer: str) -> torch.Tensor | None:
-        """Returns the weights of all members, in the order of the probed, and of a newcomer."""
+    def _weights_with(self, awake: Sequence[str], newcomer: str) -> torch.Tensor | None:
+        """Returns the weights of those who answer and of a newcomer; None if all weigh alike."""
         if self._how != WEIGHTED:
             return None
         trial = hedge_from(self._hedge.state())  # who is refused shall not have joined
         trial.join(newcomer)
-        weights = trial.weights([*self._probed, newcomer])
+        weights = trial.weights([*awake, newcomer])
         return torch.tensor([*weights.values()])
 
     def _weights(self) -> dict[str, float]:
@@ -284,20 +289,3 @@ class EnsembleService:
 def columns() -> Columns:
     """Returns the columns a service's task must read."""
     return Columns(text="text", label="label")
-
-
-def _kept_hedge(folder: Path | None, eta: float) -> SleepingHedge:
-    path = None if folder is None else folder / _HEDGE
-    if path is None or not path.exists():
-        return SleepingHedge(eta)
-    try:
-        kept = hedge_from(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptError("damaged", f"the weights {path} cannot be read: {error}") from error
-    if kept.eta != eta:
-        raise PromptError(
-            "bad-eta",
-            f"the weights {path} were made with eta={kept.eta}, asked for is eta={eta}; "
-            "delete the file, or start with the eta it has (in (0, 1], or the bound is void)",
-        )
-    return kept

@@ -16,10 +16,16 @@ from fl_app.config import load_config
 from fl_app.ensemble import Ensemble, ensemble_of
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.material import load_material
-from fl_app.prompts.ensemble import combine, exponential_weights
+from fl_app.prompts.attentive import FITS, FitSettings, heard
+from fl_app.prompts.batched import Tensors
+from fl_app.prompts.ensemble import Combined, combine, exponential_weights
 from fl_app.prompts.gate import MAX_DROP
+from fl_app.prompts.public_rows import fitting_batches
 from fl_app.schema import (
+    EnsembleAttention,
     EnsembleConfig,
+    EnsembleFitted,
+    EnsembleFusion,
     EnsembleLogitMean,
     EnsembleMean,
     EnsembleMedian,
@@ -63,6 +69,8 @@ _KINDS: list[EnsembleConfig] = [
     EnsembleLogitMean(),
     EnsembleMedian(),
     EnsembleWeighted(),
+    EnsembleAttention(lr=0.02, epochs=30, hidden=20),
+    EnsembleFusion(lr=0.02, epochs=30, hidden=20),
 ]
 
 
@@ -132,9 +140,26 @@ def _said(bench: Bench, adapter: Update, rows: Encoded) -> torch.Tensor:
     return torch.stack(said)
 
 
+def _honest_fit(bench: Bench, adapter: Update, public: Encoded, kind: EnsembleFitted) -> Combined:
+    """The answers to the test rows of what is fitted to the honest members alone."""
+    parts = [updates.split(adapter, _GROUPS)[j] for j in _HONEST]
+    arrays = [{n: torch.from_numpy(a.copy()) for n, a in part.items()} for part in parts]
+    members = [Tensors(own.pop(PROMPT_NAME), own) for own in arrays]
+    model, batches = bench.full.bare_model, fitting_batches(bench.task, public, bench.config.seed)
+    how = FitSettings(kind.combiner, kind.lr, kind.epochs, kind.hidden)
+    said = heard(model, members, batches)
+    fitted = FITS[how.kind](model, members, batches, how, seed=bench.config.seed, said=said)
+    batch = bench.task.batch(bench.test, range(len(bench.test)))
+    with torch.inference_mode():
+        return fitted.answer(model, batch, heard(model, members, [batch])[0])
+
+
 def _honest_accuracy(bench: Bench, adapter: Update, public: Encoded, kind: EnsembleConfig) -> float:
     test, weights = _said(bench, adapter, bench.test)[_HONEST], None
     match kind:
+        case EnsembleFitted():
+            answer = _honest_fit(bench, adapter, public, kind)
+            return float((answer.classes == torch.tensor(bench.test.targets)).double().mean())
         case EnsembleWeighted(eta=eta):
             own = _said(bench, adapter, public)[_HONEST]
             rows = torch.arange(len(public))
@@ -157,7 +182,7 @@ def test_hostile_groups_cost_a_point_at_most(poisoned: Played, kind: EnsembleCon
     # the median of an even number may be the better for one that is flipped; then that one stays
     assert {str(_LOUD)} <= entry["left_out"].keys() <= {str(_FLIPPED), str(_LOUD)}
     assert set(entry["left_out"].values()) <= {"knows-nothing", "harms-ensemble"}
-    assert entry["screened_on"] == len(public)
+    assert (entry["screened_on"], entry["fit_failed"]) == (len(public), None)
 
 
 def test_without_public_rows_the_loud_group_decides(poisoned: Played) -> None:

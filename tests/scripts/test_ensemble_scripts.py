@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from fl_app.evaluate import evaluate
+from fl_app.prompts.attentive import FITS, FitSettings
 from fl_app.prompts.batched import tensors_of
 from fl_app.prompts.ensemble import exponential_weights
-from fl_app.prompts.measure import weights_on
+from fl_app.prompts.measure import measure, weights_on
+from fl_app.prompts.public_rows import PublicRows
+from fl_app.schema import EnsembleFitted
 from scripts import ensemble_members, ensemble_online, ensemble_triple
-from scripts.ensemble_combine import Spoken, public_losses, windows
+from scripts.ensemble_combine import Spoken, by_class, public_losses, windows
 from scripts.ensemble_members import prepared, setting_of, tuned_members
 from tests.ensemble_fixtures import language_words
 from tests.federation_fixtures import TinyFederation, tiny_federation
@@ -67,6 +70,10 @@ def test_the_triple_of_a_small_task(tasks: list[str], tmp_path: Path) -> None:
             assert entry["ensemble"] == pytest.approx(entry["member_mean"], rel=1e-4)
         if entry["metric"] == "perplexity" and entry["combiner"] == "mean":
             assert entry["ensemble"] <= entry["member_mean"] * (1 + 1e-6)  # Jensen
+    fitted = [e for e in found["summary"] if e["combiner"] in FITS]
+    assert {(e["combiner"], e["k"]) for e in fitted} == {("attention", 3), ("fusion", 3)}
+    for entry in found["latency"]:
+        assert (entry["fusion_seconds"] is not None) == (entry["task"] == "sst2" and entry["k"] > 1)
     cell = next(c for c in found["cells"] if (c["task"], c["seed"]) == ("sst2", 1))
     setting = setting_of(
         "sst2",
@@ -92,21 +99,69 @@ def test_the_triple_of_a_small_task(tasks: list[str], tmp_path: Path) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
-def test_a_text_cell_of_the_old_weights_is_measured_again(tasks: list[str], tmp_path: Path) -> None:
-    """Its members stay; cells of classes, where nothing has changed, are taken as they are."""
+@pytest.mark.parametrize("kind", FITS)
+def test_fits_are_those_of_a_server(tasks: list[str], tmp_path: Path, kind: str) -> None:
+    """Two windows of two members, each as a federation fits and measures it."""
+    setting = setting_of("sst2", assets=tmp_path, seed=3, num_members=3, steps=4)
+    held = prepared(setting)
+    members = tuned_members(setting, held, tmp_path)
+    spoken = Spoken(held, [tensors_of(m) for m in members], 3, fusion_windows=2)
+    rows, alone = by_class(spoken, [1, 2])
+    assert {row["combiner"] for row in rows if row["k"] == 1}.isdisjoint(FITS)
+    (row,) = (row for row in rows if row["combiner"] == kind)
+    default = EnsembleFitted()
+    public = PublicRows(
+        held.bench.full.bare_model,
+        held.bench.task,
+        held.public,
+        how="mean",
+        eta=None,
+        fit=FitSettings(kind, default.lr, default.epochs, default.hidden),
+        seed=3,
+    )
+    places = windows(3, 2)[: row["windows"]]
+    assert row["windows"] == (2 if kind == "fusion" else 3)
+    found = []
+    for window in places:
+        own = [members[j] for j in window]
+        fitted = public.fitted(own)
+        assert fitted is not None
+        found.append(
+            measure(
+                held.bench.full.bare_model,
+                [tensors_of(m) for m in own],
+                held.bench.task,
+                held.bench.test,
+                answer=fitted.answer,
+            )
+        )
+    assert row["ensemble"] == pytest.approx(np.mean([one.ensemble for one in found]))
+    assert row["loss"] == pytest.approx(np.mean([one.ensemble_loss for one in found]), rel=1e-4)
+    pairs = [[alone[j] for j in window] for window in places]
+    assert row["member_mean"] == pytest.approx(np.mean(pairs))
+    assert row["member_best"] == pytest.approx(np.mean([max(pair) for pair in pairs]))
+
+
+def test_cells_of_other_weights_or_fits_are_measured_again(
+    tasks: list[str], tmp_path: Path
+) -> None:
+    """Their members stay."""
     more = ["--seeds", "0", "--ks", "1,2", "--steps", "2"]
     arguments = [*tasks, "--tasks", "sst2,t0", *more]
     assert ensemble_triple.main(arguments) == 0
     members = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.prompt")}
     cells = {name: tmp_path / f"out/cell-{name}-seed0.json" for name in ("sst2", "t0")}
-    for name, path in cells.items():
+    for path in cells.values():
         content = json.loads(path.read_text())
         old = {key: content["facts"][key] for key in ("words", "steps", "ks")}
-        assert (content["facts"] != old) == (name == "t0")
+        assert content["facts"] != old
         path.write_text(json.dumps({**content, "facts": old, "seconds": -1.0}))
     assert ensemble_triple.main(arguments) == 0
-    assert json.loads(cells["sst2"].read_text())["seconds"] == -1.0
-    assert json.loads(cells["t0"].read_text())["seconds"] > 0
+    made = {name: json.loads(path.read_text())["seconds"] for name, path in cells.items()}
+    assert min(made.values()) > 0
+    assert ensemble_triple.main([*arguments, "--fusion-windows", "1"]) == 0
+    again = {name: json.loads(path.read_text())["seconds"] for name, path in cells.items()}
+    assert (again["sst2"] != made["sst2"], again["t0"] != made["t0"]) == (True, False)
     assert members == {path: path.stat().st_mtime_ns for path in members}
 
 

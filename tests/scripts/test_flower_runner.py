@@ -5,16 +5,11 @@ Flower itself is replaced by small programs here; the end-to-end tests use the r
 
 import json
 import shlex
-import signal
-import socket
-import subprocess
 import sys
 import textwrap
-import time
 import tomllib
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,11 +18,10 @@ from fl_app.errors import RunError
 from scripts.deploy_loopback import LoopbackFlower, count_online
 from scripts.flower import LocalFlower, absolute_paths, path_override, read_verdict, toml_string
 from scripts.run_main import choose_output_dir, report
-from scripts.sandbox import Sandbox, end_processes, find_tagged, free_ports
+from tests.process_fixtures import ENDLESS, is_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable  # the fixture below changes the original
-ENDLESS = "import time; time.sleep(600)"
 
 
 @pytest.fixture
@@ -44,22 +38,6 @@ def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         program.chmod(0o755)
 
     return write
-
-
-def wait_until(condition, *, timeout_s: float = 20.0) -> None:
-    """Waits for a condition that other processes bring about."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    """A zombie counts as gone: nobody may be there to read its exit status."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.parametrize(
@@ -93,14 +71,6 @@ def test_relative_paths_become_absolute_and_other_values_stay(monkeypatch, tmp_p
 def test_paths_outside_the_plain_alphabet_are_quoted_for_hydra():
     assert path_override("data.path", Path("/a b/c,d")) == "data.path='/a b/c,d'"
     assert path_override("data.path", Path("/it's")) == r"data.path='/it\'s'"
-
-
-def test_free_ports_are_different_and_free():
-    ports = free_ports(5)
-    assert len(set(ports)) == 5
-    for port in ports:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
 
 
 FAKE_FLWR = """
@@ -192,73 +162,6 @@ def test_the_report_is_the_exit_code_and_the_file(fake_program, tmp_path):
     assert written["verdict"] == "ok"
     assert written["result"] == {"verdict": "ok"}
     assert json.loads((tmp_path / "bad.json").read_text())["result"] is None
-
-
-ORPHAN = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
-                         start_new_session=True)
-print(child.pid, flush=True)
-"""
-
-
-def test_orphans_are_found_by_their_tag():
-    with Sandbox() as sandbox:
-        sandbox.start("parent", [sys.executable, "-c", ORPHAN])
-        wait_until(lambda: sandbox.log_end("parent"))
-        orphan = int(sandbox.log_end("parent"))
-        with pytest.raises(RunError, match="parent ended with code 0"):
-            wait_until(lambda: sandbox.check())
-        assert not is_gone(orphan)
-    assert is_gone(orphan)
-
-
-def test_processes_that_ignore_the_request_to_end_are_killed():
-    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{stubborn}; {ENDLESS}"], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        found = {psutil.Process(process.pid)}
-        assert end_processes(lambda: found, grace_s=0.2) == 1
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_other_processes_are_left_alone():
-    with subprocess.Popen([sys.executable, "-c", ENDLESS]) as other:
-        with Sandbox() as sandbox:
-            sandbox.start("own", [sys.executable, "-c", ENDLESS])
-        assert other.poll() is None
-        other.kill()
-    assert not find_tagged(lambda tag: tag == sandbox.tag)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_script_takes_everything_with_it(tmp_path, number):
-    code = f"""
-    import signal, sys
-    from scripts.sandbox import Sandbox, interruptible
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with interruptible(), Sandbox() as sandbox:
-            sandbox.start("parent", [sys.executable, "-c", {ORPHAN!r}])
-            while not sandbox.log_end("parent"):
-                pass
-            print(sandbox.log_end("parent"), flush=True)
-            while True:
-                pass
-    except KeyboardInterrupt:
-        sys.exit(130)
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=ROOT
-    ) as script:
-        assert script.stdout is not None
-        orphan = int(script.stdout.readline())
-        script.send_signal(number)
-        assert script.wait(timeout=30) == 130
-    assert is_gone(orphan)
 
 
 def test_a_node_that_cannot_start_ends_the_deployment_with_its_log(fake_program):

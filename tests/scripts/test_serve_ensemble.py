@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from fl_app.prompts.errors import PromptError
 from fl_app.prompts.member import Member
 from fl_app.prompts.packing import pack
 from fl_app.prompts.pool import MODEL_FILE, Pool
+from scripts import serve_ensemble
 from scripts.serve_ensemble import build_parser, make_service
 from tests.fixtures_models import LABELS, MAX_LENGTH, TinyModels
 from tests.prompt_fixtures import CLASSES, easy_rows, fit_for, tuned_member
@@ -204,12 +206,59 @@ def test_weights_survive_a_restart(served: Served) -> None:
     assert "losses" in (served.folder / "pool" / "hedge.json").read_text(encoding="utf-8")
 
 
-def test_wrong_options_end_at_once(tiny: TinyModels) -> None:
+def _ends(tiny: TinyModels, *more: str) -> str:
+    """What a service says that cannot start."""
     words = [sys.executable, "-m", "scripts.serve_ensemble", "--labels", "a,b"]
-    words += ["--model", str(tiny.path("bert", CLASSES)), "--combiner", "best"]
+    words += ["--model", str(tiny.path("bert", CLASSES)), "--max-length", "12", *more]
     done = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT, check=False)
     assert done.returncode == 2
-    assert "'best' must be one of weighted, vote" in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_wrong_options_end_at_once(tiny: TinyModels) -> None:
+    assert "'best' must be one of weighted, vote" in _ends(tiny, "--combiner", "best")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"--port={port} cannot be listened on" in _ends(tiny, "--port", port)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(("--threads", "0"), "--threads=0"), (("--max-length", "0"), "--max-length=0")],
+)
+def test_numbers_out_of_range_are_named(
+    tiny: TinyModels, more: tuple[str, ...], named: str
+) -> None:
+    words = ["--model", str(tiny.path("bert", CLASSES)), "--labels", "a,b", *more]
+    with pytest.raises(PromptError, match=named):
+        make_service(build_parser().parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("run", "option", "expected"), [(7, None, 7), (7, 9, 9), (None, None, 128), (None, 9, 9)]
+)
+def test_texts_are_cut_where_the_run_cut_them(
+    tiny: TinyModels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: int | None,
+    option: int | None,
+    expected: int,
+) -> None:
+    asked = []
+
+    def fit(_backbone: Any, *, max_length: int) -> Any:
+        asked.append(max_length)
+        raise PromptError("asked", "enough")
+
+    monkeypatch.setattr(serve_ensemble, "fit_of", fit)
+    save_frozen(Frozen({}, (), ("a", "b"), run), tmp_path / MODEL_FILE)
+    words = ["--model", str(tiny.path("bert", CLASSES)), "--pool", str(tmp_path)]
+    words += [] if option is None else ["--max-length", str(option)]
+    with pytest.raises(PromptError, match="asked"):
+        make_service(build_parser().parse_args(words))
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize("labels", ["a,,a", "a", "a, ", "a,b,a"])

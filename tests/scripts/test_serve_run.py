@@ -40,7 +40,7 @@ def _run(tiny: TinyFederation, folder: Path, *more: str) -> Path:
 
 def _serve(tiny: TinyFederation, folder: Path, *more: str) -> EnsembleService:
     words = ["--model", str(tiny.model), "--pool", str(folder / "pool"), "--combiner", "mean"]
-    return make_service(build_parser().parse_args([*words, "--max-length", "12", *more]))
+    return make_service(build_parser().parse_args([*words, *more]))
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,5 @@ def test_without_the_file_or_with_other_labels_nothing_is_mixed_up(
     (bare / "pool" / MODEL_FILE).unlink()
     with pytest.raises(DeftError, match="name the classes"):
         _serve(tiny_federation, bare)
-    assert _serve(tiny_federation, bare, "--labels", ",".join(CLASSES)).state()["members"] == []
+    labels = "--labels", ",".join(CLASSES), "--max-length", "12"
+    assert _serve(tiny_federation, bare, *labels).state()["members"] == []

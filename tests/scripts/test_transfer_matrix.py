@@ -109,6 +109,9 @@ def _entry(target: str, source: str, **fields: Any) -> dict[str, Any]:
         "source": source,
         "score": 0.5,
         "retention": 0.5,
+        "own_score": 0.8,
+        "early_score": 0.6,
+        "start_score": 0.4,
         "early_loss": 1.0,
         "loss": 0.5,
         "passes": True,
@@ -137,7 +140,10 @@ def test_the_summary_is_what_can_be_counted_by_hand() -> None:
     assert summary["negative_rate"] == {"gate_off": 2 / 3, "gate_on": 1 / 2}
     assert summary["let_in"] == pytest.approx(2 / 3)
     assert summary["retention"] == pytest.approx(
-        {"mean": 0.7, "best_on_test_rows": 0.8, "chosen": 0.8}
+        {"mean": 0.7, "best_on_test_rows": 0.8, "chosen": 0.8, "untuned": 0.5}
+    )
+    assert summary["accuracy"] == pytest.approx(
+        {"untuned": 0.4, "early": 0.6, "chosen": 0.8, "own": 0.8}
     )
     assert summary["steps"]["saved"] == 30
     assert summary["bytes"] == {"transfer": 10, "retraining": 1000}
@@ -202,7 +208,9 @@ def test_pictures_and_table(
     for name in ("matrix", "bars"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     show(result)
-    assert "used on" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    for words in ("used on", "untuned", "best source", "gate_on", "censored", "retraining"):
+        assert words in told
     scores = matrix_of(result)
     for entry in result["entries"]:
         place = _NAMES.index(entry["source"]), _NAMES.index(entry["target"])

@@ -11,12 +11,13 @@ import pytest
 from fl_app.certificate import device_name, make_certificate
 from fl_app.errors import WireError
 from fl_app.ledger import Ledger
+from fl_app.meeting_wire import IDENTITY, MET, read_peers
 from fl_app.payload import Payload, Scalar, read_payload
 from fl_app.prompts.contacts import Contacts
 from fl_app.prompts.direct import Neighbour, PromptServer, ask_adverts, make_identity
 from fl_app.schema import TransferPrompt
 from fl_app.stream import der_of
-from fl_app.transfer_wire import IDENTITY, MET, NOBODY, Report, octets, read_peers, read_search
+from fl_app.transfer_wire import NOBODY, Report, octets, read_search
 from strategies.direct_phase import DirectPhase
 from strategies.round_log import RoundLog
 from strategies.transfer_book import TransferRecord

@@ -19,8 +19,9 @@ from fl_app.config import load_config
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.job import federate
 from fl_app.local_grid import ThreadedGrid
+from fl_app.meeting_wire import Peer
 from fl_app.prompts.direct import make_identity
-from fl_app.transfer_wire import Heard, Peer
+from fl_app.transfer_wire import Heard
 from tests.federation_fixtures import Player
 from tests.gradient_fixtures import words_of
 from tests.prompt_fixtures import shelf_on

@@ -1,9 +1,11 @@
 """A frozen model rebuilt from its checkpoint and what that lacks."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fl_app.errors import ModelError
 from fl_app.fomo.backbone import head_modules
@@ -26,7 +28,7 @@ def _changed(tiny: TinyModels) -> tuple[object, Frozen]:
                 parameter.copy_(parameter.half().float())
             elif name.startswith(pooler) or name.split(".")[0] in heads:
                 parameter.add_(torch.pi)
-    return model, frozen_of(model, heads=heads, carried=(pooler,), labels=LABELS)
+    return model, frozen_of(model, heads=heads, carried=(pooler,), labels=LABELS, max_length=9)
 
 
 def test_the_model_is_rebuilt_to_the_last_bit_but_for_its_head(
@@ -35,7 +37,7 @@ def test_the_model_is_rebuilt_to_the_last_bit_but_for_its_head(
     model, frozen = _changed(tiny)
     save_frozen(frozen, tmp_path / "model.frozen")
     loaded = load_frozen(tmp_path / "model.frozen")
-    assert loaded.labels == LABELS
+    assert (loaded.labels, loaded.max_length) == (LABELS, 9)
     assert set(loaded.tensors) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert _ROUNDED[0] in loaded.rounded
     assert (tmp_path / "model.frozen").stat().st_size < 10_000  # no embeddings in it
@@ -51,11 +53,23 @@ def test_the_model_is_rebuilt_to_the_last_bit_but_for_its_head(
 def test_nothing_changed_is_nothing_saved(tiny: TinyModels, tmp_path: Path) -> None:
     model = tiny.load("bert", CLASSES).model
     before = state_bytes(model)
-    save_frozen(frozen_of(model, heads=(), carried=(), labels=LABELS), tmp_path / "f")
+    save_frozen(frozen_of(model, heads=(), carried=(), labels=LABELS, max_length=9), tmp_path / "f")
     loaded = load_frozen(tmp_path / "f")
     assert loaded.tensors == {}
     loaded.put_into(model)
     assert state_bytes(model) == before
+
+
+def test_a_file_from_before_lengths_were_kept_is_read(tmp_path: Path) -> None:
+    about = {"about": "deft-frozen/1", "rounded": [], "labels": ["a", "b"]}
+    path = tmp_path / "f"
+    path.write_bytes(save({}, {"deft-frozen/1": json.dumps(about)}))
+    loaded = load_frozen(path)
+    assert (loaded.labels, loaded.max_length) == (("a", "b"), None)
+    for wrong in (1, "long"):
+        path.write_bytes(save({}, {"deft-frozen/1": json.dumps({**about, "max_length": wrong})}))
+        with pytest.raises(ModelError, match="copy it from the run again"):
+            load_frozen(path)
 
 
 def test_what_does_not_fit_changes_nothing(tiny: TinyModels) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fl_app.prompts.attention import PromptAttention, pooled_texts
-from fl_app.prompts.attentive import FITS, FitSettings, fit_attention, fit_fusion
+from fl_app.prompts.attentive import FITS, FitSettings, fit_attention, fit_fusion, heard
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import combine, scored_mixture
 from fl_app.prompts.public_rows import PublicRows
@@ -39,7 +39,9 @@ def test_texts_are_told_apart_where_members_cannot(tiny: TinyModels, kind: str) 
     """Any fixed weights are right on a third of the rows; what looks at the text on most."""
     model, members = tiny.load("bert", CLASSES).model, _stubborn(tiny)
     frozen = state_bytes(model)
-    found = FITS[kind](model, members, _batches(tiny, 96, 0), _HOW, seed=1)
+    batches = _batches(tiny, 96, 0)
+    said = heard(model, members, batches)
+    found = FITS[kind](model, members, batches, _HOW, seed=1, said=said)
     assert found.losses[-1] < found.losses[0] / 2
     assert sum(found.weights) == pytest.approx(1)
     hits, total = {"fitted": 0.0, "mean": 0.0}, 0
@@ -69,7 +71,8 @@ def test_attention_mixes_answers_text_by_text(tiny: TinyModels) -> None:
     fit = fit_for(tiny.load("bert", CLASSES))
     members = [tensors_of(drawn_member(fit, m, m, with_head=True)) for m in (2, 5, 3)]
     (batch,) = _batches(tiny, 12, 3)
-    found = fit_attention(model, members, [batch], _one_step("attention"), seed=4)
+    known = heard(model, members, [batch])
+    found = fit_attention(model, members, [batch], _one_step("attention"), seed=4, said=known)
     attention = _fresh(members, 4)
     with torch.inference_mode():
         said = log_probabilities(model, members, batch)[0]
