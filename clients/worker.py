@@ -16,16 +16,18 @@ from fl_app import wire
 from fl_app.connections import connect
 from fl_app.errors import DataError
 from fl_app.finetune import tune
+from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.lora import lora_start
 from fl_app.fomo.package import unpack
 from fl_app.gains_wire import gains_reply
 from fl_app.layout.prefix import unit_axis
 from fl_app.profiling import gains_of
+from fl_app.prompts.joint import JointAdapter, JointLoss, JointTask
 from fl_app.records import from_blob
-from fl_app.schema import Config
+from fl_app.schema import Config, EnsembleConfig
 from fl_app.seeding import generator
 from fl_app.settings import adapter_for, aggregation_of, round_tuning, task_for, unit_scores
-from fl_app.tasks import Encoded, Task
+from fl_app.tasks import Encoded, Goal, Task
 from fl_app.updates import Update, subtract, travels
 
 
@@ -44,10 +46,24 @@ class EmulatorSession:
             labels=package.labels,
             overall_shares=package.class_shares,
         )
+        self.tuned, self.goal = tuned_together(config, self.adapter, self.task)
+        """What is tuned, and to what end; (adapter, task) but for members tuned together."""
         self.data_digest = package.data_digest
         self.encoded: dict[int, Encoded] = {}
         self.merged: tuple[str, ...] = ()
         """Content hashes of the stacks that are in the frozen weights."""
+
+
+def tuned_together(
+    config: Config, adapter: Adapter, task: Task
+) -> tuple[Adapter | JointAdapter, Goal]:
+    """Returns what a device tunes, and to what end: one adapter, or all members of an ensemble."""
+    match config.prompt:
+        case EnsembleConfig(members_from="joint", num_members=int() as num_members, joint=joint):
+            loss = JointLoss(joint.ensemble, joint.member, joint.diversity)
+            return JointAdapter(adapter, num_members), JointTask(task, loss)
+        case _:
+            return adapter, task
 
 
 class EmulatorWorker:
@@ -154,10 +170,10 @@ class EmulatorWorker:
         if order.layout:
             session.adapter.resize(order.layout, order.units)
         start = self._start(order, session)
-        session.adapter.write(start)
+        session.tuned.write(start)
         tuned = {
             name: parameter
-            for name, parameter in session.adapter.parameters.items()
+            for name, parameter in session.tuned.parameters.items()
             if travels(name, self._aggregation, order.round)
         }
         if session.link is not None:
@@ -165,9 +181,9 @@ class EmulatorWorker:
             session.link.redraw(order.round, device=order.device)
         meter = unit_scores(self._config.peft, tuned) if order.scored else None
         loss, steps = tune(
-            session.adapter.model,
+            session.tuned.model,
             tuned,
-            session.task,
+            session.goal,
             encoded,
             round_tuning(self._config, order.round, order.proximal_mu),
             generator(self._config.seed, "local", order.round, order.device),
@@ -177,10 +193,10 @@ class EmulatorWorker:
             message,
             order,
             update=subtract(
-                {name: array for name, array in session.adapter.read().items() if name in tuned},
+                {name: array for name, array in session.tuned.read().items() if name in tuned},
                 start,
             ),
-            layout_hash=session.adapter.layout_hash(),
+            layout_hash=session.tuned.layout_hash(),
             num_examples=len(encoded),
             loss=loss,
             steps=steps,

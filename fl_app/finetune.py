@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import nn
 
 from fl_app.errors import ModelError
 from fl_app.fomo.adapter import is_head
-from fl_app.tasks import Encoded, Task
+from fl_app.tasks import Encoded, Goal
+from fl_app.updates import by_part
 
 _BATCHES_PER_POOL = 8
 """Batches of like length are cut from pools of this many batches, so that chance stays in."""
@@ -30,11 +32,13 @@ class LocalTuning:
         eps: AdamW's denominator constant. A first step is lr g / (|g| + eps), so a gradient well
             below eps moves little, where the usual 1e-8 makes any gradient a full step.
         weight_decay: AdamW's decoupled weight decay.
-        clip_norm: gradients are scaled down to this norm.
+        clip_norm: gradients are scaled down to this norm; of members tuned together each one's.
         logit_adjustment: tau of ``Task.local_loss``.
         proximal_mu: FedProx (Li et al. 2020, arXiv:1812.06127) adds mu/2 ||w - w_received||^2.
         lr_final: share of both rates that is left at the end of the run, in (0, 1].
         progress: shares of the run that are over at the first local step and after the last.
+        cycle: the same of a cycle of rounds, over which both rates fall along half a cosine to 0
+            (Huang et al. 2017, arXiv:1704.00109); None for no cycles.
     """
 
     epochs: int
@@ -49,11 +53,20 @@ class LocalTuning:
     proximal_mu: float
     lr_final: float = 1.0
     progress: tuple[float, float] = (0.0, 0.0)
+    cycle: tuple[float, float] | None = None
 
     def rate_share(self, step: int, num_steps: int) -> float:
-        """Returns ``lr_final`` to the power of the run's progress at a local step, from 0."""
-        begin, end = self.progress
-        return float(self.lr_final ** (begin + (end - begin) * step / num_steps))
+        """Returns the share of both rates at a local step, from 0.
+
+        It is ``lr_final`` to the power of the run's progress p, and in cycles, c of one over, times
+        (1 + cos(pi c)) / 2.
+        """
+
+        def over(shares: tuple[float, float]) -> float:
+            return shares[0] + (shares[1] - shares[0]) * step / num_steps
+
+        share = float(self.lr_final ** over(self.progress))
+        return share if self.cycle is None else share * (1 + cos(pi * over(self.cycle))) / 2
 
 
 def num_local_steps(num_rows: int, settings: LocalTuning) -> int:
@@ -105,7 +118,7 @@ def optimiser_of(
 def tune(
     model: Any,
     parameters: Mapping[str, nn.Parameter],
-    task: Task,
+    task: Goal,
     encoded: Encoded,
     settings: LocalTuning,
     rng: np.random.Generator,
@@ -138,6 +151,7 @@ def tune(
     )
     num_steps = num_local_steps(len(encoded), settings)
     rates = [group["lr"] for group in optimiser.param_groups]
+    parts = [list(part.values()) for part in by_part(parameters)]
     for step, indices in enumerate(itertools.islice(batches, num_steps)):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * settings.rate_share(step, num_steps)
@@ -156,6 +170,7 @@ def tune(
             for p, start in zip(parameters.values(), received, strict=True):
                 pull = settings.proximal_mu * (p.detach() - start)  # of mu/2 ||p - start||^2
                 p.grad = pull if p.grad is None else p.grad + pull
-        torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
+        for part in parts:
+            torch.nn.utils.clip_grad_norm_(part, settings.clip_norm)
         optimiser.step()
     return float(np.mean(losses)), len(losses)

@@ -108,8 +108,7 @@ def federate(
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         outcome.adapter = from_blob(blob_of(arrays))
         if bench.ensemble is not None:
-            groups = strategy.groups
-            devices = [groups.devices(group) for group in range(len(groups))]
+            devices = strategy.groups.of_members(bench.ensemble.num_members)
             bench.ensemble.note(server_round, outcome.adapter, devices)
         bench.resize(layouts.server, scoring.units)
         if measure_rounds:

@@ -265,8 +265,27 @@ def local_tuning(
     return LocalTuning(**settings, proximal_mu=proximal_mu, progress=progress)
 
 
+def cycle_of(config: Config, round_number: int) -> int:
+    """Returns the cycle, from 0, of a round, from 1; as many cycles as members."""
+    return (round_number - 1) * num_members_of(config) // config.strategy.num_rounds
+
+
+def _cycle_shares(config: Config, round_number: int) -> tuple[float, float] | None:
+    """Returns the shares of its cycle that are over before and after a round."""
+    match config.prompt:
+        case EnsembleConfig(members_from="snapshots"):
+            rounds = range(1, config.strategy.num_rounds + 1)
+            cycle = cycle_of(config, round_number)
+            own = [number for number in rounds if cycle_of(config, number) == cycle]
+            place = own.index(round_number)
+            return place / len(own), (place + 1) / len(own)
+        case _:
+            return None
+
+
 def round_tuning(config: Config, round_number: int, proximal_mu: float = 0.0) -> LocalTuning:
     """Returns the settings of local tuning in one of the run's rounds, from 1."""
     num_rounds = config.strategy.num_rounds
     progress = ((round_number - 1) / num_rounds, round_number / num_rounds)
-    return local_tuning(config.finetune, proximal_mu, progress)
+    settings = local_tuning(config.finetune, proximal_mu, progress)
+    return dataclasses.replace(settings, cycle=_cycle_shares(config, round_number))

@@ -4,10 +4,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Value = TypeVar("Value")
 Update = dict[str, NDArray[np.float32]]
 """Arrays by parameter name. An *update* proper is tuned minus received adapter."""
 _PART = "member."
@@ -96,6 +98,19 @@ def join(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Update:
     if len(parts) == 1:
         return dict(parts[0])
     return {f"{_PART}{i}/{name}": part[name] for i, part in enumerate(parts) for name in part}
+
+
+def by_part(joined: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """Returns what belongs to each of several joined adapters, under the joint names."""
+    parts: dict[str, dict[str, Value]] = {}
+    for name, value in joined.items():
+        parts.setdefault(name.removesuffix(own_name(name)), {})[name] = value
+    return list(parts.values())
+
+
+def own_name(name: str) -> str:
+    """Returns a parameter's name without what ``join`` puts before it."""
+    return name.rpartition("/")[2] if name.startswith(_PART) else name
 
 
 def split(joined: Mapping[str, NDArray[np.float32]], num_parts: int) -> list[Update]:

@@ -8,7 +8,7 @@ collaborators, so none of them needs a subclass here.
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from fl_app import updates, wire
 from fl_app.errors import RunError
-from fl_app.fomo.package import content_hash
 from fl_app.layout.prefix import cut, cut_units, pad
 from fl_app.ledger import Ledger
 from fl_app.records import blob_of, blob_record, from_blob, to_blob
@@ -30,6 +29,7 @@ from strategies.booking import book_airtime, book_bytes, book_plan
 from strategies.combine import Apply, Combine, Gathered, held_by
 from strategies.group_step import Stepped, step_groups
 from strategies.groups import Groups
+from strategies.holdings import Holdings
 from strategies.judge import by_device, require_bounded
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
@@ -82,7 +82,7 @@ class FederatedDeft(Strategy):
     ) -> None:
         self._roster, self._uplink, self._space = roster, uplink, space
         self.groups = groups
-        self._blob, self._hash = blob, content_hash(blob)
+        self.holdings = Holdings(blob, roster, start)
         self._ledger, self._seed = ledger, seed
         self._aggregation, self._scheduler = aggregation, scheduler
         self._planned = RoundPlan({})
@@ -110,33 +110,10 @@ class FederatedDeft(Strategy):
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
         """Returns the answers that count, by device; books everybody else as dropped."""
 
-    # --- what devices download once --------------------------------------------------------
-
     @property
     def model_hash(self) -> str:
-        """Content hash of what devices compute on; replies must name the same."""
-        return self._hash
-
-    def download(self, device: int) -> bytes | None:
-        """Returns the blob for a device that is not known to hold it."""
-        return None if self._roster.holds(device, self._hash) else self._blob
-
-    def acknowledge(self, device: int) -> None:
-        """A device holds the blob only once it has answered."""
-        self._roster.holders.setdefault(device, set()).update({self._hash, *self._stacks})
-
-    def forget(self, device: int) -> None:
-        """The device's copy is gone or damaged."""
-        self._roster.holders.get(device, set()).difference_update({self._hash, *self._stacks})
-
-    @property
-    def _stacks(self) -> Mapping[str, bytes]:
-        """What devices merge into the blob's weights; see ``RoundStart``."""
-        return self._round_start.stacks or {}
-
-    def new_stacks(self, device: int) -> dict[str, bytes]:
-        """Returns the stacks that a device is not known to hold."""
-        return {n: blob for n, blob in self._stacks.items() if not self._roster.holds(device, n)}
+        """Content hash of what devices compute on."""
+        return self.holdings.model_hash
 
     # --- Flower's interface ----------------------------------------------------------------
 
@@ -153,7 +130,7 @@ class FederatedDeft(Strategy):
         """Draws the round's devices and notes what each is to do."""
         self._grid, self._started = grid, time.monotonic()
         self._adapter = from_blob(blob_of(arrays))
-        parts = self.groups.split(self._adapter)
+        parts = self.groups.open(server_round, self.groups.split(self._adapter))
         self._adapters = [self._round_start.begin(server_round, part) for part in parts]
         # names and shapes are those of every group
         self._tuned = updates.travelling(self._adapters[0], self._aggregation, server_round)
@@ -174,13 +151,13 @@ class FederatedDeft(Strategy):
                 num_devices=len(devices),
                 model_hash=self.model_hash,
                 adapter=cut(self._of(device), layout) if layout else self._of(device),
-                emulator=self.download(device),
+                emulator=self.holdings.blob_for(device),
                 proximal_mu=proximal_mu,
                 layout=layout,
                 units=cut_units(self._scoring.units, layout),
                 scored=self._scoring.is_wanted(server_round),
-                stacks=None if self._round_start.stacks is None else tuple(self._stacks),
-                new_stacks=self.new_stacks(device),
+                stacks=self.holdings.stack_names,
+                new_stacks=self.holdings.stacks_for(device),
             )
             for device, layout in self._planned.layouts.items()
         }

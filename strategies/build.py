@@ -1,5 +1,6 @@
 """Configuration to strategy: the only place on the server that branches on its type."""
 
+from functools import partial
 from typing import Any
 
 from fl_app.block_times import BlockTimes
@@ -10,13 +11,14 @@ from fl_app.schema import (
     Config,
     ConnectionConfig,
     EmulatorDownloadStrategy,
+    EnsembleConfig,
     GradientDownloadStrategy,
     ServerRuleConfig,
     SizedConfig,
     TransferPrompt,
 )
 from fl_app.seed_pool import SeedPool
-from fl_app.settings import aggregation_of, num_members_of
+from fl_app.settings import aggregation_of, cycle_of, num_members_of
 from fl_app.wireless.units import dbm_to_watt
 from strategies.base import FederatedDeft
 from strategies.build_uplink import build_uplink
@@ -28,7 +30,7 @@ from strategies.feature_cache import FeatureCache
 from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
-from strategies.groups import Groups, deal
+from strategies.groups import Cycles, Groups, deal
 from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import DigitalUplink
@@ -80,10 +82,20 @@ def _feature_crossings(connection: ConnectionConfig, ledger: Ledger) -> Crossing
 
 
 def build_groups(config: Config, roster: Roster) -> Groups:
-    """Deals the devices: one group, or in a prompt ensemble one for each member."""
-    num_groups = num_members_of(config)
-    rules = [build_rule(config.strategy.server_rule) for _ in range(num_groups)]
-    return Groups(deal(roster.devices, num_groups, config.seed), rules)
+    """Deals the devices: one group, or in a prompt ensemble mostly one for each member."""
+
+    def rules(num_groups: int) -> list[ServerRule]:
+        return [build_rule(config.strategy.server_rule) for _ in range(num_groups)]
+
+    devices = roster.devices
+    match config.prompt:
+        case EnsembleConfig(members_from="joint"):  # everybody tunes all members
+            return Groups(dict.fromkeys(devices, 0), rules(1))
+        case EnsembleConfig(members_from="snapshots", num_members=int() as cycles):
+            return Cycles(devices, rules(cycles), partial(cycle_of, config))
+        case _:
+            num_groups = num_members_of(config)
+            return Groups(deal(devices, num_groups, config.seed), rules(num_groups))
 
 
 def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) -> GradientDownload:

@@ -82,10 +82,10 @@ class EmulatorDownload(FederatedDeft):
             return answered
         log.warning("devices %s have no undamaged emulator; sending it again", sorted(lost))
         for device in sorted(lost):
-            self.forget(device)
+            self.holdings.forget(device)
             old = self._orders[device]
-            again: dict[str, Any] = {"emulator": self.download(device)}
-            again["new_stacks"] = self.new_stacks(device)
+            again: dict[str, Any] = {"emulator": self.holdings.blob_for(device)}
+            again["new_stacks"] = self.holdings.stacks_for(device)
             order = wire.Order(**{**vars(old), **again})
             self._orders[device] = order
             self._sent[device] = self._write(order)
@@ -108,7 +108,7 @@ class EmulatorDownload(FederatedDeft):
             log.warning("round %d: device %d dropped: %s", order.round, device, error)
             book.drop(device, error.reason)
             return []
-        self.acknowledge(device)
+        self.holdings.acknowledge(device)
         self._ledger.book_seconds(
             round=order.round, device=device, phase="local", seconds=reply.seconds
         )

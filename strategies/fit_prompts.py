@@ -46,21 +46,13 @@ def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
             pass
         case _:
             raise ConfigError("an ensemble's members are soft prompts; set peft=prompt")
-    total, members = config.federation.num_devices, num_members_of(config)
-    if members > total:
-        raise ConfigError(f"{chosen} exceeds federation.num_devices={total}; lower it, or set null")
-    match config.channel:
-        case RadioChannel() if members > 1:
-            raise ConfigError(
-                f"{chosen}: every group of devices has a mean of its own, and this channel hands "
-                "over one of all devices; choose channel=ideal, or prompt=none"
-            )
-    match config.strategy:
-        case GradientDownloadStrategy(shared_gradient=True) if members > 1:
-            raise ConfigError(
-                f"{chosen}: members differ, and strategy.shared_gradient=true sends all devices "
-                "one gradient; set it to false"
-            )
+    match ensemble.members_from:
+        case "groups":
+            _require_groups(config, chosen)
+        case "joint":
+            _require_joint(config)
+        case "snapshots":
+            _require_cycles(config, chosen)
     if config.connection.block is not None:
         raise ConfigError(
             "connection.block: members answer in one pass, a neural connection carries one prompt; "
@@ -94,6 +86,47 @@ def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
                 "prompt=ensemble_median takes medians of classes, and model.task=causal_lm has "
                 "none; choose prompt=ensemble_mean or ensemble_vote"
             )
+
+
+def _require_groups(config: Config, chosen: str) -> None:
+    """Checks that every group can be combined by itself."""
+    total, members = config.federation.num_devices, num_members_of(config)
+    if members > total:
+        raise ConfigError(f"{chosen} exceeds federation.num_devices={total}; lower it, or set null")
+    match config.channel:
+        case RadioChannel() if members > 1:
+            raise ConfigError(
+                f"{chosen}: every group of devices has a mean of its own, and this channel hands "
+                "over one of all devices; set prompt.members_from=joint or snapshots, "
+                "channel=ideal, or prompt=none"
+            )
+    match config.strategy:
+        case GradientDownloadStrategy(shared_gradient=True) if members > 1:
+            raise ConfigError(
+                f"{chosen}: members differ, and strategy.shared_gradient=true sends all devices "
+                "one gradient; set it to false, or prompt.members_from=snapshots"
+            )
+
+
+def _require_joint(config: Config) -> None:
+    """Checks that a device can run all members."""
+    match config.strategy:
+        case GradientDownloadStrategy():
+            raise ConfigError(
+                "prompt.members_from=joint tunes all members in one pass on the device, and with "
+                "strategy=gradient_download the model is at the server; choose "
+                "prompt.members_from=groups or snapshots, or strategy=emulator_download"
+            )
+
+
+def _require_cycles(config: Config, chosen: str) -> None:
+    """Checks that every cycle has a round."""
+    members, rounds = num_members_of(config), config.strategy.num_rounds
+    if members > rounds:
+        raise ConfigError(
+            f"{chosen} with prompt.members_from=snapshots needs as many rounds, and "
+            f"strategy.num_rounds={rounds}; lower it, or run more rounds"
+        )
 
 
 def _require_transfer(config: Config, transfer: TransferPrompt) -> None:

@@ -63,5 +63,6 @@ def step_groups(
             figures |= groups.named(group, told)
     if not adapters:
         raise next(iter(failed.values()))
+    groups.moved.update(adapters)
     refused = [reply.device for reply in accepted if groups.of[reply.device] in failed]
     return Stepped(adapters, figures, refused)

@@ -1,10 +1,11 @@
 """Groups of devices, each with an adapter and a server rule of its own.
 
 An ordinary federation is one group. In a prompt ensemble members must stay different, so devices
-are dealt into as many groups as there are members, and averages are taken inside a group alone.
+are dealt into as many groups as there are members, and averages are taken inside a group alone. Or
+all devices are one group, another one in every cycle of rounds; what cycles end with are members.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Groups:
 
     def __init__(self, of: dict[int, int], rules: Sequence[ServerRule]) -> None:
         self.of, self.rules = of, list(rules)
+        self.moved: set[int] = set()
+        """Groups whose adapter some round has moved."""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -56,6 +59,12 @@ class Groups:
         """Returns the devices of a group, ascending."""
         return sorted(device for device, own in self.of.items() if own == group)
 
+    def of_members(self, num_members: int) -> list[list[int]]:
+        """Returns the devices of every member; one group tunes as many as there are."""
+        if len(self) == 1:
+            return [self.devices(0)] * num_members
+        return [self.devices(group) for group in range(num_members)]
+
     def named(self, group: int, figures: Mapping[str, float]) -> dict[str, float]:
         """Returns a group's figures of a round, named by the group where there are several."""
         lead = f"group.{group}." if len(self) > 1 else ""
@@ -64,6 +73,10 @@ class Groups:
     def split(self, joined: Update) -> list[Update]:
         """Returns each group's adapter."""
         return updates.split(joined, len(self))
+
+    def open(self, server_round: int, adapters: Sequence[Update]) -> list[Update]:
+        """Returns the adapters a round begins with."""
+        return list(adapters)
 
     def announce(self, server_round: int, adapters: Sequence[Update]) -> float:
         """Tells every rule its adapter; returns their mu, see ``ServerRule.announce``."""
@@ -84,3 +97,38 @@ class Groups:
             return {0: list(range(num_rows))}
         own = np.array([self.of[device] for device in devices])
         return {int(group): np.flatnonzero(own == group).tolist() for group in np.unique(own)}
+
+
+class Cycles(Groups):
+    """All devices are one group, another one in every cycle of rounds: *snapshots*.
+
+    A cycle starts from what the one before it ended with (Huang et al. 2017, arXiv:1704.00109), and
+    its rule starts afresh.
+
+    Args:
+        devices: all of them, ascending.
+        rules: one server rule for each cycle.
+        cycle_of: cycle of a round, from 0; never falls.
+    """
+
+    def __init__(
+        self, devices: Sequence[int], rules: Sequence[ServerRule], cycle_of: Callable[[int], int]
+    ) -> None:
+        super().__init__(dict.fromkeys(devices, 0), rules)
+        self._cycle_of = cycle_of
+
+    def devices(self, group: int) -> list[int]:
+        """Returns all devices."""
+        return sorted(self.of)
+
+    def open(self, server_round: int, adapters: Sequence[Update]) -> list[Update]:
+        """Returns the adapters a round begins with: a new cycle's is the last one that moved."""
+        now, opened = self._cycle_of(server_round), list(adapters)
+        self.of = dict.fromkeys(self.of, now)
+        if self.moved and now not in self.moved:
+            opened[now] = adapters[max(self.moved)]
+        return opened
+
+    def rows(self, devices: Sequence[int], num_rows: int) -> dict[int, list[int]]:
+        """Gives all rows to the cycle's group."""
+        return {next(iter(self.of.values())): list(range(num_rows))}

@@ -84,15 +84,15 @@ class PartDownload(FederatedDeft):
         for device in self._sent:
             try:
                 front_wire.check_front_reply(answered.get(device, []), device)
-                self.acknowledge(device)
+                self.holdings.acknowledge(device)
             except WireError as error:
                 self._drop(device, error, book)
-        ready = [d for d in self._orders if self._roster.holds(d, self._hash)]
+        ready = [d for d in self._orders if self._roster.holds(d, self.model_hash)]
         number = next(iter(self._orders.values())).round
         with self._transport.open(self._grid, number) as exchange:
             finished = self.converse(exchange, ready, number, book)
         for device in book.dropped.get("no-emulator", []):
-            self.forget(device)  # it is sent again in the next round
+            self.holdings.forget(device)  # it is sent again in the next round
         return [reply for d in sorted(finished) for reply in self._accept(d, finished[d], book)]
 
     def close(self) -> None:

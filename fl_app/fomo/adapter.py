@@ -26,7 +26,7 @@ from fl_app.fomo.own_format import save_own
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptedModel, PromptSpec
 from fl_app.fomo.unit_layers import UnitLayers
 from fl_app.layout.prefix import Layout, unit_axis
-from fl_app.updates import Update
+from fl_app.updates import Update, own_name
 
 __all__ = ["Adapter", "AdapterSpec", "LoraSpec", "is_head"]
 
@@ -41,7 +41,23 @@ def is_head(name: str) -> bool:
 
     Heads have a learning rate of their own; all else shares the other one.
     """
-    return unit_axis(name) is None and name != PROMPT_NAME
+    return unit_axis(name) is None and own_name(name) != PROMPT_NAME
+
+
+def write_parameters(parameters: Mapping[str, nn.Parameter], arrays: Update) -> None:
+    """Sets parameters by name.
+
+    Raises:
+        ModelError: names or shapes differ from theirs.
+    """
+    wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+    given = {name: array.shape for name, array in arrays.items()}
+    if wanted != given:
+        differing = sorted(set(wanted.items()) ^ set(given.items()))[:4]
+        raise ModelError(f"adapter does not fit the model; first differences: {differing}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(arrays[name]))
 
 
 class Adapter:
@@ -236,14 +252,7 @@ class Adapter:
         Raises:
             ModelError: names or shapes differ from this adapter's.
         """
-        wanted = {name: tuple(p.shape) for name, p in self._tuned.items()}
-        given = {name: array.shape for name, array in arrays.items()}
-        if wanted != given:
-            differing = sorted(set(wanted.items()) ^ set(given.items()))[:4]
-            raise ModelError(f"adapter does not fit the model; first differences: {differing}")
-        with torch.no_grad():
-            for name, parameter in self._tuned.items():
-                parameter.copy_(torch.from_numpy(arrays[name]))
+        write_parameters(self._tuned, arrays)
 
     def layout_hash(self) -> str:
         """Returns the SHA-256 of names, shapes and dtypes: equal on devices that fit together."""

@@ -4,22 +4,20 @@ L = a CE(sum_j w_j p_j, y) + g (1/k) sum_j CE(p_j, y) - d D, with D = H(mean_j p
 the Jensen-Shannon divergence of the members (0 where all agree, at most ln k nats).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fl_app.finetune import LocalTuning, local_batches, optimiser_of
+from fl_app import updates
+from fl_app.fomo.adapter import Adapter, write_parameters
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.prompts.batched import Tensors, log_probabilities, member_losses
 from fl_app.prompts.ensemble import combine
-from fl_app.prompts.errors import PromptError
-from fl_app.prompts.member import Member, member_of
-from fl_app.tasks import Encoded, Task
+from fl_app.tasks import Batch, Encoded, LossFunction, Task
+from fl_app.updates import Update
 
 
 @dataclass(frozen=True)
@@ -56,119 +54,79 @@ def diversity(log_probs: torch.Tensor) -> torch.Tensor:
     return (_entropy(mean) - _entropy(log_probs).mean(0)).mean()
 
 
-def tune_together(
-    model: Any,
-    members: Sequence[Member],
-    task: Task,
-    encoded: Encoded,
-    settings: LocalTuning,
-    rng: np.random.Generator,
-    loss: JointLoss,
-) -> tuple[list[Member], list[float]]:
-    """Tunes all members on the same batches.
+class JointAdapter:
+    """Several members on one frozen model, all tuned; stands where one ``Adapter`` does.
 
     Args:
-        model: the frozen model, not wrapped.
-        members: starting values, with or without heads; not changed.
-        task: gives batches.
-        encoded: labelled examples.
-        settings: as for one prompt; every member has an optimiser and a clipping norm of its own.
-        rng: orders the examples.
-        loss: what is minimised.
-
-    Returns:
-        (the tuned members, without a claimed loss; the loss of every step).
-
-    Raises:
-        PromptError: ``unsupported-setting`` (``logit_adjustment`` and ``proximal_mu`` must be 0),
-            or ``not-finite`` loss.
+        adapter: a soft prompt on the model; members begin with its values. It is not changed.
+        num_members: k >= 1.
     """
-    if settings.logit_adjustment or settings.proximal_mu:
-        raise PromptError(
-            "unsupported-setting", "joint tuning needs logit_adjustment=0 and proximal_mu=0"
-        )
-    parameters = [
-        {name: nn.Parameter(torch.from_numpy(array)) for name, array in member.arrays().items()}
-        for member in members
-    ]
-    tensors = [_tensors(named) for named in parameters]
-    optimisers = [optimiser_of(named, settings) for named in parameters]
-    losses: list[float] = []
-    for indices in local_batches(
-        encoded, batch_size=settings.batch_size, epochs=settings.epochs, rng=rng
-    ):
-        if settings.max_steps is not None and len(losses) >= settings.max_steps:
-            break
-        value = loss(*log_probabilities(model, tensors, task.batch(encoded, indices)))
-        if not torch.isfinite(value):
-            raise PromptError(
-                "not-finite", f"the loss is {value.item()}; lower finetune.lr={settings.lr}"
-            )
-        losses.append(float(value.detach()))
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        for named, optimiser in zip(parameters, optimisers, strict=True):
-            nn.utils.clip_grad_norm_(list(named.values()), settings.clip_norm)
-            optimiser.step()
-    return [_tuned(m, named) for m, named in zip(members, parameters, strict=True)], losses
+
+    def __init__(self, adapter: Adapter, num_members: int) -> None:
+        self._model, self._num_members = adapter.bare_model, num_members
+        joined = updates.join([adapter.read()] * num_members)
+        self.parameters = {
+            name: nn.Parameter(torch.from_numpy(joined[name].copy())) for name in sorted(joined)
+        }
+        """The members' parameters by their joint names, see ``fl_app.updates.join``; sorted."""
+
+    @property
+    def model(self) -> "JointAdapter":
+        """What a ``JointTask`` asks."""
+        return self
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs all members in one pass; see ``log_probabilities``."""
+        named = self.parameters.items()
+        leads = dict.fromkeys(name.removesuffix(updates.own_name(name)) for name, _ in named)
+        members = [
+            _tensors({updates.own_name(name): p for name, p in named if name.startswith(lead)})
+            for lead in leads
+        ]
+        return log_probabilities(self._model, members, batch)
+
+    def read(self) -> Update:
+        """Returns a float32 copy of the members."""
+        return {name: p.detach().numpy().copy() for name, p in self.parameters.items()}
+
+    def write(self, arrays: Update) -> None:
+        """Sets the members.
+
+        Raises:
+            ModelError: names or shapes differ from theirs.
+        """
+        write_parameters(self.parameters, arrays)
+
+    def layout_hash(self) -> str:
+        """Returns the SHA-256 of names, shapes and dtypes."""
+        return updates.layout_hash(self.read())
 
 
-def tune_snapshots(
-    model: Any,
-    parameters: Mapping[str, nn.Parameter],
-    task: Task,
-    encoded: Encoded,
-    settings: LocalTuning,
-    rng: np.random.Generator,
-    *,
-    num_cycles: int,
-) -> list[dict[str, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """Tunes one prompt with a cyclic learning rate and keeps what each cycle ends with.
+@dataclass(frozen=True)
+class JointTask:
+    """A task for several members at once, as ``fl_app.finetune.tune`` needs it.
 
-    Within a cycle of n steps, step t has lr (1 + cos(pi t / n)) / 2 (Huang et al. 2017,
-    arXiv:1704.00109): small at the end, where the snapshot is taken, and back up at once.
-
-    Args:
-        model: a model wrapped with a prompt, see ``Adapter``; tuned in place.
-        parameters: its tunable parameters by name.
-        task: gives batches and the loss.
-        encoded: labelled examples.
-        settings: highest learning rates and length of all cycles together.
-        rng: orders the examples.
-        num_cycles: c >= 1; of equal length but for the last, which may be shorter.
-
-    Returns:
-        c arrays by name, as ``Adapter.read`` gives them, for ``member_of``.
-
-    Raises:
-        PromptError: ``too-few-steps`` for that many cycles, ``unsupported-setting``.
+    Attributes:
+        task: of one member.
+        loss: what they minimise together.
     """
-    if settings.proximal_mu:
-        raise PromptError("unsupported-setting", "snapshots need proximal_mu=0")
-    batches = list(
-        local_batches(encoded, batch_size=settings.batch_size, epochs=settings.epochs, rng=rng)
-    )[: settings.max_steps]
-    length = -(-len(batches) // max(num_cycles, 1))
-    if num_cycles < 1 or -(-len(batches) // max(length, 1)) != num_cycles:
-        raise PromptError(
-            "too-few-steps", f"{len(batches)} steps make no {num_cycles} cycles; change either"
-        )
-    optimiser = optimiser_of(parameters, settings)
-    highest = [float(group["lr"]) for group in optimiser.param_groups]
-    local_loss = task.local_loss(encoded, settings.logit_adjustment)
-    snapshots = []
-    for step, indices in enumerate(batches):
-        share = (1.0 + np.cos(np.pi * (step % length) / length)) / 2.0
-        for group, rate in zip(optimiser.param_groups, highest, strict=True):
-            group["lr"] = rate * float(share)
-        optimiser.zero_grad()
-        local_loss(model, task.batch(encoded, indices)).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip_norm)
-        optimiser.step()
-        if (step + 1) % length == 0 or step + 1 == len(batches):
-            snapshots.append({n: p.detach().numpy().copy() for n, p in parameters.items()})
-    return snapshots
+
+    task: Task
+    loss: JointLoss
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
+        """Assembles one padded batch."""
+        return self.task.batch(encoded, indices)
+
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        """Returns the loss of a ``JointAdapter``; every member's logits are adjusted."""
+        offset = self.task.logit_offset(self.task.class_counts(encoded), logit_adjustment)
+
+        def loss_of(members: JointAdapter, batch: Batch) -> torch.Tensor:
+            log_probs, labels = members(batch)
+            return self.loss((log_probs + offset).log_softmax(-1), labels)
+
+        return loss_of
 
 
 def _entropy(log_probs: torch.Tensor) -> torch.Tensor:
@@ -176,11 +134,6 @@ def _entropy(log_probs: torch.Tensor) -> torch.Tensor:
     return entropies
 
 
-def _tensors(named: Mapping[str, nn.Parameter]) -> Tensors:
+def _tensors(named: Mapping[str, torch.Tensor]) -> Tensors:
     head = {name: tensor for name, tensor in named.items() if name != PROMPT_NAME}
     return Tensors(named[PROMPT_NAME], head)
-
-
-def _tuned(member: Member, named: Mapping[str, nn.Parameter]) -> Member:
-    arrays = {name: p.detach().numpy().copy() for name, p in named.items()}
-    return member_of(arrays, dataclasses.replace(member.card, validation_loss=None))

@@ -1,7 +1,20 @@
 """What the report says of a prompt ensemble: members alone, and all together."""
 
+from collections.abc import Sequence
+from itertools import groupby
+
 from fl_app.report.text import format_difference, format_score
 from fl_app.result import RunResult
+
+
+def format_devices(devices: Sequence[int]) -> str:
+    """Returns device numbers with runs of three and more as "first-last"."""
+    words: list[str] = []
+    for _, run in groupby(enumerate(devices), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        is_long = len(numbers) > 2
+        words += [f"{numbers[0]}-{numbers[-1]}"] if is_long else map(str, numbers)
+    return ", ".join(words)
 
 
 def ensemble_table(result: RunResult) -> tuple[list[str], list[list[str]]] | None:
@@ -11,7 +24,7 @@ def ensemble_table(result: RunResult) -> tuple[list[str], list[list[str]]] | Non
     metric, weights = result.metric, ensemble["weights"]
     rows = [
         [
-            f"member of devices {', '.join(map(str, member['devices']))}",
+            f"member of devices {format_devices(member['devices'])}, round {member['round']}",
             f"{weight:.3f}",
             format_score(metric, member["measure"]),
             "",

@@ -1,10 +1,12 @@
 """Options of prompt ensembles: several soft prompts instead of one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar
 
 from fl_app.schema.checks import require
+
+MEMBER_SOURCES = ("groups", "joint", "snapshots")
 
 
 @dataclass
@@ -18,20 +20,51 @@ class NoPrompt(PromptConfig):
 
 
 @dataclass
+class JointConfig:
+    """The loss of members that are tuned together, see ``fl_app.prompts.joint``."""
+
+    ensemble: float = 1.0
+    """Weight >= 0 of the mixture's cross-entropy."""
+    member: float = 1.0
+    """Weight >= 0 of the members' mean cross-entropy."""
+    diversity: float = 0.0
+    """Weight >= 0 of what is taken off for members that disagree; above ``ensemble`` the loss has
+    no lower bound."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for key in ("ensemble", "member", "diversity"):
+            value = getattr(self, key)
+            require(f"prompt.joint.{key}", value, 0 <= value < inf, "must be >= 0 and finite")
+        total = self.ensemble + self.member
+        require("prompt.joint.ensemble", self.ensemble, total > 0, "or member must be above 0")
+
+
+@dataclass
 class EnsembleConfig(PromptConfig):
-    """Groups of devices tune a member each, a prompt with its head; all members answer."""
+    """Several members, each a prompt with its head; all of them answer."""
 
     combiner: ClassVar[str] = ""
     """How answers become one, see ``fl_app.prompts.ensemble``."""
     num_members: int | None = 5
-    """k >= 1: devices are dealt into so many groups, each tunes one member; null: every device is a
-    group. At most federation.num_devices."""
+    """k >= 1. Of groups at most federation.num_devices, null: every device is a group; of snapshots
+    at most strategy.num_rounds."""
+    members_from: str = "groups"
+    """groups: devices are dealt into k groups, each tunes one member. joint: every device tunes all
+    members in one batched pass, to the loss below. snapshots: all devices tune one prompt, the rate
+    falls to 0 in each of k cycles of rounds, and what a cycle ends with is a member."""
+    joint: JointConfig = field(default_factory=JointConfig)
+    """For members_from=joint."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        members = self.num_members
+        members, source = self.num_members, self.members_from
         ok = members is None or members >= 1
         require("prompt.num_members", members, ok, "must be >= 1, or null for one per device")
+        ok = source in MEMBER_SOURCES
+        require("prompt.members_from", source, ok, f"must be one of {', '.join(MEMBER_SOURCES)}")
+        ok = members is not None or source == "groups"
+        require("prompt.num_members", members, ok, f"must be a number with members_from={source}")
 
 
 @dataclass

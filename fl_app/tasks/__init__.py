@@ -3,7 +3,7 @@
 from typing import Any
 
 from fl_app.errors import ModelError
-from fl_app.tasks.base import Batch, Columns, Encoded, LossFunction, Task
+from fl_app.tasks.base import Batch, Columns, Encoded, Goal, LossFunction, Task
 from fl_app.tasks.classification import (
     Classification,
     ImageClassification,
@@ -18,6 +18,7 @@ __all__ = [
     "CausalLm",
     "Columns",
     "Encoded",
+    "Goal",
     "LossFunction",
     "Task",
     "build_task",

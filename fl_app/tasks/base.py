@@ -44,7 +44,19 @@ class Encoded:
         return len(self.rows)
 
 
-class Task(Protocol):
+class Goal(Protocol):
+    """What tuning needs of a task."""
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
+        """Assembles one padded batch."""
+        ...
+
+    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
+        """Returns the loss a device with these examples minimises."""
+        ...
+
+
+class Task(Goal, Protocol):
     """One task: inputs, loss, measure."""
 
     metric: str
@@ -52,10 +64,6 @@ class Task(Protocol):
 
     def encode(self, examples: Examples) -> Encoded:
         """Prepares examples once."""
-        ...
-
-    def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
-        """Assembles one padded batch."""
         ...
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -74,8 +82,8 @@ class Task(Protocol):
         """Tells whether a device's loss depends on its own class counts."""
         ...
 
-    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
-        """Returns the loss a device with these examples minimises."""
+    def logit_offset(self, counts: NDArray[np.int64], logit_adjustment: float) -> torch.Tensor:
+        """Returns what such a loss adds to logits, [C] or a 0; of ``class_counts``."""
         ...
 
     def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:

@@ -64,6 +64,16 @@ class Classification:
         """
         return self.counted_loss(self.class_counts(encoded), logit_adjustment)
 
+    def logit_offset(self, counts: NDArray[np.int64], logit_adjustment: float) -> torch.Tensor:
+        """Returns tau ln(the device's share of each class / the share over all devices), [C].
+
+        It is 0 unless the loss ``adjusts``.
+        """
+        if not self.adjusts(logit_adjustment):
+            return torch.zeros(())
+        ratio = _shares(counts) / np.array(self._overall_shares)
+        return torch.from_numpy(logit_adjustment * np.log(ratio)).float()
+
     def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
         """Returns ``local_loss`` of a device of which only the class counts are known.
 
@@ -73,8 +83,7 @@ class Classification:
         """
         if not self.adjusts(logit_adjustment):
             return self.loss
-        ratio = _shares(counts) / np.array(self._overall_shares)
-        offset = torch.from_numpy(logit_adjustment * np.log(ratio)).float()
+        offset = self.logit_offset(counts, logit_adjustment)
         return lambda model, batch: self._cross_entropy(model, batch, offset)
 
     def _cross_entropy(

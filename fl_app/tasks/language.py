@@ -85,6 +85,10 @@ class CausalLm:
         """Never: language models have no class balance to adjust for."""
         return False
 
+    def logit_offset(self, counts: NDArray[np.int64], logit_adjustment: float) -> torch.Tensor:
+        """Returns 0."""
+        return torch.zeros(())
+
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
         """Returns ``loss``."""
         return self.loss

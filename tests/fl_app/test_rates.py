@@ -1,12 +1,13 @@
 """Learning rates that fall over a run: one curve, however the run is cut into rounds and steps."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_app.finetune import LocalTuning, num_local_steps
-from fl_app.schema import Config, EmulatorDownloadStrategy, FinetuneConfig
-from fl_app.settings import round_tuning
+from fl_app.schema import Config, EmulatorDownloadStrategy, EnsembleMean, FinetuneConfig
+from fl_app.settings import cycle_of, round_tuning
 from tests.tuning_fixtures import tuning_of
 
 
@@ -35,6 +36,32 @@ def test_steps_are_equal_ratios_across_rounds(
         share *= ratio
     assert shares == pytest.approx(expected, rel=1e-9)
     assert share == pytest.approx(lr_final, rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_rounds", "num_cycles"), [(4, 2), (5, 2), (3, 3), (6, 1)])
+def test_snapshots_end_where_the_rate_is_lowest(num_rounds: int, num_cycles: int) -> None:
+    """The rates are those of torch's cosine schedule, started again with every cycle."""
+    num_steps, config = 3, Config(strategy=EmulatorDownloadStrategy(num_rounds=num_rounds))
+    config.prompt = EnsembleMean(num_members=num_cycles, members_from="snapshots")
+    cycles = [cycle_of(config, number) for number in range(1, num_rounds + 1)]
+    assert sorted(set(cycles)) == list(range(num_cycles))
+    assert cycles == sorted(cycles)
+    sizes = [cycles.count(cycle) for cycle in range(num_cycles)]
+    assert max(sizes) - min(sizes) <= 1
+    shares = [
+        round_tuning(config, number).rate_share(step, num_steps)
+        for number in range(1, num_rounds + 1)
+        for step in range(num_steps)
+    ]
+    wanted = []
+    for size in sizes:
+        dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(dummy, T_max=size * num_steps)
+        for _ in range(size * num_steps):
+            wanted.append(dummy.param_groups[0]["lr"])
+            dummy.step()
+            schedule.step()
+    assert shares == pytest.approx(wanted, abs=1e-9)
 
 
 def test_constant_is_constant_to_the_last_bit() -> None:

@@ -1,6 +1,5 @@
-"""Joint tuning against tuning apart, its gradients, and snapshots against torch's scheduler."""
+"""Joint tuning against tuning apart, its gradients, and what members are worth together."""
 
-import itertools
 import math
 from typing import Any
 
@@ -8,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from fl_app import updates
+from fl_app.errors import ModelError
 from fl_app.evaluate import evaluate
 from fl_app.finetune import tune
-from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
 from fl_app.prompts.errors import PromptError
-from fl_app.prompts.joint import JointLoss, diversity, tune_snapshots, tune_together
+from fl_app.prompts.joint import JointAdapter, JointLoss, JointTask, diversity
 from fl_app.prompts.measure import measure, weights_on
+from fl_app.prompts.member import member_of
 from fl_app.seeding import generator
-from tests.fixtures_models import TinyModels, state_bytes, tiny_examples
+from tests.fixtures_models import TinyModels, state_bytes, task_of, tiny_examples
 from tests.prompt_fixtures import CLASSES, drawn_member, easy_rows, fit_for, prompted, settings
 
 
@@ -25,39 +26,76 @@ def _members(tiny: TinyModels, lengths: tuple[int, ...] = (2, 5, 3)) -> list[Any
     return [drawn_member(fit, m, seed, with_head=True) for seed, m in enumerate(lengths)]
 
 
+def _joined(tiny: TinyModels, members: list[Any]) -> JointAdapter:
+    """The members, ready to be tuned together."""
+    adapter = prompted(tiny.load("bert", CLASSES), members[0])
+    joint = JointAdapter(adapter, len(members))
+    joint.write(updates.join([member.arrays() for member in members]))
+    return joint
+
+
 def test_members_tuned_together_are_members_tuned_apart(tiny: TinyModels) -> None:
-    """With k times the mean loss alone nothing joins them; ``tune`` is the oracle."""
-    backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
-    encoded, members = task.encode(easy_rows(24)), _members(tiny)
-    how, frozen = settings(max_steps=3), state_bytes(backbone.model)
-    loss = JointLoss(ensemble=0.0, member=float(len(members)))
-    rng = generator(0, "tune")
-    together, losses = tune_together(backbone.model, members, task, encoded, how, rng, loss)
-    assert len(losses) == 3
-    assert state_bytes(backbone.model) == frozen
-    for before, after in zip(members, together, strict=True):
-        adapter = prompted(tiny.load("bert", CLASSES), before)
+    """With k times the mean loss alone nothing joins them; ``tune`` is the oracle.
+
+    Labels are skewed, so every member's logits are adjusted, and each has a clipping norm.
+    """
+    task = task_of(tiny.load("bert", CLASSES), overall_shares=(0.2, 0.5, 0.3))
+    encoded, members = task.encode(easy_rows(24)), _members(tiny, (3, 3, 3))
+    how = settings(max_steps=3, logit_adjustment=1.0, clip_norm=0.05, proximal_mu=0.1)
+    joint = _joined(tiny, members)
+    goal = JointTask(task, JointLoss(ensemble=0.0, member=float(len(members))))
+    _, steps = tune(joint.model, joint.parameters, goal, encoded, how, generator(0, "tune"))
+    assert steps == 3
+    after = updates.split(joint.read(), len(members))
+    for member, arrays in zip(members, after, strict=True):
+        adapter = prompted(tiny.load("bert", CLASSES), member)
         tune(adapter.model, adapter.parameters, task, encoded, how, generator(0, "tune"))
         for name, array in adapter.read().items():
-            np.testing.assert_allclose(after.arrays()[name], array, rtol=1e-3, atol=1e-5)
-            assert np.abs(array - before.arrays()[name]).max() > 0.01
+            np.testing.assert_allclose(arrays[name], array, rtol=1e-3, atol=1e-5)
+            assert np.abs(array - member.arrays()[name]).max() > 0.01
 
 
 def test_joint_tuning_lowers_the_loss_of_the_ensemble(tiny: TinyModels) -> None:
-    backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
+    task, members = tiny.task("bert", CLASSES), _members(tiny, (3, 3, 3))
+    backbone = tiny.load("bert", CLASSES)
+    frozen = state_bytes(backbone.model)
     encoded, held_out = task.encode(easy_rows(48)), task.encode(easy_rows(60, seed=1))
-    members = _members(tiny)
-    loss = JointLoss(member=0.2, diversity=0.02)
-    tuned, _ = tune_together(
-        backbone.model, members, task, encoded, settings(), generator(0, "tune"), loss
-    )
+    joint = _joined(tiny, members)
+    goal = JointTask(task, JointLoss(member=0.2, diversity=0.02))
+    tune(joint.model, joint.parameters, goal, encoded, settings(), generator(0, "tune"))
+    tuned = [member_of(arrays, members[0].card) for arrays in updates.split(joint.read(), 3)]
     before, after = (
         measure(backbone.model, [tensors_of(m) for m in group], task, held_out)
         for group in (members, tuned)
     )
+    assert state_bytes(backbone.model) == frozen
     assert after.ensemble_loss < before.ensemble_loss / 2
     # five standard errors above the accuracy 1/3 of a guess on 60 rows
     assert after.ensemble > 1 / 3 + 5 * math.sqrt(1 / 3 * 2 / 3 / 60)
+
+
+def test_members_of_a_language_model_are_tuned_together(tiny: TinyModels) -> None:
+    """One member alone is ``tune`` of a prompt; losses count predicted tokens as the task does."""
+    task = tiny.task("gpt2", "causal_lm")
+    encoded = task.encode(tiny_examples(9))
+    member = drawn_member(fit_for(tiny.load("gpt2", "causal_lm")), 3, 1)
+    alone = prompted(tiny.load("gpt2", "causal_lm"), member)
+    joint = JointAdapter(prompted(tiny.load("gpt2", "causal_lm"), member), 1)
+    how = settings(max_steps=2)
+    wanted, _ = tune(alone.model, alone.parameters, task, encoded, how, generator(0))
+    goal = JointTask(task, JointLoss())
+    found, _ = tune(joint.model, joint.parameters, goal, encoded, how, generator(0))
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for name, array in alone.read().items():
+        np.testing.assert_allclose(joint.read()[name], array, rtol=1e-3, atol=1e-5)
+
+
+def test_a_joint_adapter_refuses_what_does_not_fit(tiny: TinyModels) -> None:
+    joint = _joined(tiny, _members(tiny, (3, 3)))
+    arrays = joint.read()
+    with pytest.raises(ModelError, match="does not fit"):
+        joint.write(dict(list(arrays.items())[1:]))
+    assert all(np.array_equal(array, arrays[name]) for name, array in joint.read().items())
 
 
 def test_a_member_without_weight_has_no_gradient(tiny: TinyModels) -> None:
@@ -91,42 +129,6 @@ def test_the_loss_by_hand() -> None:
     assert float(diversity(log_probs[:1].expand(3, -1, -1))) == pytest.approx(0.0, abs=1e-12)
     opposed = torch.tensor([[[0.0, -torch.inf]], [[-torch.inf, 0.0]]])
     assert float(diversity(opposed)) == pytest.approx(math.log(2))
-
-
-def test_snapshots_are_taken_where_the_rate_is_lowest(tiny: TinyModels) -> None:
-    """The rates are those of torch's cosine schedule with warm restarts."""
-    task, start = tiny.task("bert", CLASSES), _members(tiny)[0]
-    adapter = prompted(tiny.load("bert", CLASSES), start)
-    how, rates, cycle = settings(max_steps=12), list[float](), 4
-    real = torch.optim.AdamW.step
-
-    def spy(self: Any, *args: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return real(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", spy)
-        snapshots = tune_snapshots(
-            adapter.model,
-            adapter.parameters,
-            task,
-            task.encode(easy_rows(48)),
-            how,
-            generator(0, "tune"),
-            num_cycles=3,
-        )
-    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=how.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(dummy, T_0=cycle)
-    for rate in rates:
-        assert rate == pytest.approx(dummy.param_groups[0]["lr"])
-        dummy.step()
-        schedule.step()
-    assert len(rates) == 12
-    assert len(snapshots) == 3
-    for name, array in adapter.read().items():
-        assert np.array_equal(snapshots[-1][name], array)
-    prompts = [snapshot[PROMPT_NAME] for snapshot in snapshots]
-    assert min(np.abs(a - b).max() for a, b in itertools.pairwise(prompts)) > 0.01
 
 
 def test_the_triple_by_hand(tiny: TinyModels) -> None:
@@ -192,24 +194,8 @@ def test_weights_of_a_language_model_count_every_token(tiny: TinyModels) -> None
     assert weights == pytest.approx((first, 1 - first), abs=2 * off)
 
 
-def test_what_cannot_be_tuned_is_named(tiny: TinyModels) -> None:
+def test_weights_that_are_none_are_named(tiny: TinyModels) -> None:
     backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
-    encoded, members = task.encode(easy_rows(12)), _members(tiny)
-    for bad in ({"proximal_mu": 0.1}, {"logit_adjustment": 1.0}):
-        with pytest.raises(PromptError, match="unsupported-setting"):
-            tune_together(
-                backbone.model, members, task, encoded, settings(**bad), generator(0), JointLoss()
-            )
-    adapter = prompted(backbone, members[0])
-    with pytest.raises(PromptError, match="too-few-steps"):
-        tune_snapshots(
-            adapter.model,
-            adapter.parameters,
-            task,
-            encoded,
-            settings(max_steps=2),
-            generator(0),
-            num_cycles=3,
-        )
+    encoded = task.encode(easy_rows(12))
     with pytest.raises(PromptError, match="bad-weights"):
         measure(backbone.model, [Tensors(torch.zeros(1, 16))], task, encoded, weights=[-1.0])
