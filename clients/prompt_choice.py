@@ -12,10 +12,11 @@ from fl_app.prompts.descriptors import mean_embedding
 from fl_app.prompts.fit import Fit
 from fl_app.prompts.lengths import fit_length
 from fl_app.prompts.member import Card, Member
+from fl_app.prompts.mixing import mix
 from fl_app.prompts.packing import pack
 from fl_app.prompts.transfer import Link, Offer, choose, receive, score
 from fl_app.schema import TransferPrompt
-from fl_app.transfer_wire import Heard
+from fl_app.transfer_wire import MIXED, Heard
 
 _MAX_TOKENS = 1000
 _NORM_RATIO = 100.0
@@ -129,6 +130,33 @@ def taken_in(
         else:
             found[source] = fit_length(member.prompt, num_tokens)
     return found, refused
+
+
+def mixture(
+    prompts: Mapping[int, NDArray[np.float32]],
+    adverts: Mapping[int, bytes],
+    mine: NDArray[np.float32] | None,
+    settings: TransferPrompt,
+) -> dict[int, NDArray[np.float32]]:
+    """Returns the mixture of what was taken in, as of source ``MIXED``; {} where there is none.
+
+    Args:
+        prompts: [m, width] by source, as of ``taken_in``.
+        adverts: by source; they say how like its own prompt each is.
+        mine: the device's own prompt; without one all sources weigh alike.
+        settings: temperature and descriptor.
+    """
+    if settings.mix_temperature is None or len(prompts) < 2:
+        return {}
+    read = {source: read_advert(adverts[source]) for source in prompts}
+    members, scores = [], []
+    for source, advert in read.items():
+        about = advert.model_hash, advert.tokenizer_hash, advert.device
+        card = Card(*about, "mixture", advert.round)
+        members.append(Member(prompts[source], card))
+        scores.append(0.0 if mine is None else score(described(mine, settings), advert))
+    mixed = mix(members, scores, members[0].card, temperature=settings.mix_temperature)
+    return {MIXED: mixed.prompt}
 
 
 def own_only(adapter: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

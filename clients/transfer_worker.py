@@ -6,7 +6,7 @@ from functools import partial
 from clients.device_session import DeviceSession
 from clients.meeting import Choice, meet
 from clients.personal_worker import PersonalWorker
-from clients.prompt_choice import fit_to, own_only, taken_in, wanted
+from clients.prompt_choice import fit_to, mixture, own_only, taken_in, wanted
 from clients.prompt_store import BEFORE, CANDIDATE, OWN, TUNED, Kept
 from clients.round_state import RoundState
 from clients.transfer_state import TransferState, read_transfer_state
@@ -22,6 +22,7 @@ from fl_app.seeding import generator
 from fl_app.transfer_wire import (
     ADVERT,
     GIVEN,
+    MIXED,
     NOBODY,
     WANT,
     Heard,
@@ -175,6 +176,8 @@ class TransferWorker(PersonalWorker):
             return None, Report("kept", NOBODY, len(prompts), reasons).to_payload()
         own = self._store.get(state.device, OWN)
         mine = adapter if own is None else adapter | own.arrays
+        own_prompt = None if own is None else own.arrays[PROMPT_NAME]
+        prompts |= mixture(prompts, state.adverts, own_prompt, self._transfer)
         others = [{**adapter, PROMPT_NAME: prompts[source]} for source in prompts]
         return self._on_trial(session, state, (mine, *others), tuple(prompts), reasons)
 
@@ -228,7 +231,7 @@ class TransferWorker(PersonalWorker):
         return Report(
             action,
             state.sources[passed - 1] if passed else NOBODY,
-            len(state.sources),
+            sum(source != MIXED for source in state.sources),
             state.refused,
             loss_own=losses[0][1],
             loss_candidate=losses[best][1],

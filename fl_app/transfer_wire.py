@@ -28,6 +28,8 @@ SETTLE = "settle"
 ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
 _BEFORE_TUNING = ("kept", "passed", "zero-shot", "rolled-back")
 NOBODY = -1
+MIXED = -2
+"""In the place of a source: the mixture of all prompts that arrived."""
 """Device number that stands for no source."""
 _CANDIDATE = "candidate"
 _MAX_DIGITS = 9
@@ -114,7 +116,7 @@ class Report:
     Attributes:
         action: ``kept`` (nobody passed the gate), ``passed`` (tuning begins from a candidate),
             ``zero-shot``, ``tuned`` or ``rolled-back``.
-        source: device whose prompt passed the gate, ``NOBODY`` if none did.
+        source: device whose prompt passed the gate, ``MIXED``, or ``NOBODY`` if none did.
         num_received: prompts that arrived whole and fit.
         refused: reasons for which others did not, separated by blanks.
         loss_own: on the validation rows, of the device's own prompt before.
@@ -151,7 +153,7 @@ def read_report(payload: Payload) -> Report:
     wanted |= {"source": int, "num_received": int}
     if {name: type(value) for name, value in found.items()} != wanted:
         raise WireError("missing", f"a report has {sorted(wanted)}, got {sorted(found)}")
-    in_range = found["source"] >= NOBODY and found["num_received"] >= 0
+    in_range = found["source"] >= MIXED and found["num_received"] >= 0
     if found["action"] not in ACTIONS or not in_range or len(found["refused"]) > 1000:
         raise WireError("missing", f"a report of action {found['action'][:20]!r} is strange")
     return Report(**found)
@@ -169,7 +171,8 @@ def read_search(payload: Payload, asked: Collection[int]) -> Report:
             or a source that was not asked.
     """
     report = read_report(payload)
-    if report.action not in _BEFORE_TUNING or report.source not in {NOBODY, *asked}:
+    sources = {NOBODY, *asked} | ({MIXED} if len(asked) > 1 else set())
+    if report.action not in _BEFORE_TUNING or report.source not in sources:
         raise WireError(
             "missing", f"{report.action!r} from {report.source} is no end of a search at {asked}"
         )

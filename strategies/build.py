@@ -98,6 +98,11 @@ def build_groups(config: Config, roster: Roster) -> Groups:
             return Groups(deal(devices, num_groups, config.seed), rules(num_groups))
 
 
+def most_candidates(transfer: TransferPrompt) -> int:
+    """Returns how many prompts may be on one trial: its own, those asked for, and their mixture."""
+    return 1 + transfer.most + (transfer.mix_temperature is not None)
+
+
 def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) -> GradientDownload:
     """Returns gradient download by first-order steps, with transfer phases if asked for."""
     match config.prompt:
@@ -108,7 +113,7 @@ def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) 
                 server=server,
                 ledger=common["ledger"],
                 timeout_s=common["plan"].timeout_s,
-                max_candidates=max(transfer.most + 1, SETTLED),
+                max_candidates=max(most_candidates(transfer), SETTLED),
             )
             return TransferDownload(transfer=transfer, tools=tools, server=server, **common)
         case _:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_app.ledger import Ledger, What
-from fl_app.transfer_wire import NOBODY, Report
+from fl_app.transfer_wire import MIXED, NOBODY, Report
 
 _TUNING: tuple[What, ...] = ("features", "slopes", "states", "gradient", "update")
 ADOPTED = ("zero-shot", "tuned")
@@ -25,7 +25,7 @@ class TransferRecord:
         num_bytes: of the prompts that were sent to it.
         seconds: on air for these, by the contacts' model.
         joules: transmit energy for these.
-        retraining_bytes: what tuning had cost the device whose prompt passed the gate, so far.
+        retraining_bytes: what tuning had cost the devices whose prompt passed the gate, so far.
     """
 
     round: int
@@ -42,6 +42,12 @@ class TransferRecord:
     def is_adopted(self) -> bool:
         """Tells whether another device's prompt, or what tuning made of it, is in use."""
         return self.report is not None and self.report.action in ADOPTED
+
+    @property
+    def sources(self) -> list[int]:
+        """Returns the devices of what passed the gate: one, or of a mixture all that were asked."""
+        taken = NOBODY if self.report is None else self.report.source
+        return list(self.asked) if taken == MIXED else [one for one in self.asked if one == taken]
 
     def settled(self, last: Report) -> None:
         """Takes in how it ended after tuning."""
@@ -67,7 +73,8 @@ class TransferRecord:
         }
         report = self.report or Report("kept", NOBODY)
         plain |= {"action": report.action, "refused": report.refused.split()}
-        plain["source"] = None if report.source == NOBODY else report.source
+        plain["source"] = report.source if report.source >= 0 else None
+        plain["is_mixed"] = report.source == MIXED
         for name in (
             "loss_own",
             "loss_candidate",

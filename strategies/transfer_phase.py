@@ -148,8 +148,8 @@ class TransferPhase:
         for device, report in self._judged(self.send(outgoing, "relay"), read).items():
             record = records[device]
             record.report = report
-            if report.source in record.asked:
-                record.retraining_bytes = tuning_bytes(self._tools.ledger, report.source)
+            ledger = self._tools.ledger
+            record.retraining_bytes = sum(tuning_bytes(ledger, one) for one in record.sources)
         return records
 
     def gather(

@@ -219,7 +219,7 @@ def _transfers(result: RunResult) -> Iterator[str]:
     rows = [
         [
             *(str(one[name]) for name in ("round", "device", "offers")),
-            "" if one["source"] is None else str(one["source"]),
+            "mixture" if one["is_mixed"] else "" if one["source"] is None else str(one["source"]),
             *("" if one[name] is None else f"{one[name]:.4f}" for name in losses),
             one["action"],
             ", ".join(one["refused"]),

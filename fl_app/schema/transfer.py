@@ -56,6 +56,9 @@ class TransferPrompt(PromptConfig):
     costs as much as sending it)."""
     most: int = 1
     """At most this many prompts are asked for; the gate takes the best of them."""
+    mix_temperature: float | None = None
+    """tau > 0: where several prompts arrive, their mean weighted by softmax(score / tau) is on
+    trial as well; towards 0 it is the likest one, towards infinity the plain mean. null: none."""
     price_per_s: float = 0.1
     """Score units (a cosine) that a second on air costs when a source is chosen."""
     margin: float = 0.0
@@ -89,6 +92,9 @@ class TransferPrompt(PromptConfig):
         for key in ("price_per_s", "margin"):
             value = getattr(self, key)
             require(f"prompt.{key}", value, 0 <= value < inf, "must be >= 0 and finite")
+        if (tau := self.mix_temperature) is not None:
+            require("prompt.mix_temperature", tau, 0 < tau < inf, "must be > 0 and finite, or null")
+            require("prompt.most", self.most, self.most >= 2, "must be >= 2 for a mixture")
         require("prompt.max_age", self.max_age, self.max_age >= 0, "must be >= 0")
         ok = all(_ADDRESS.fullmatch(one) and _port(one) < 65536 for one in self.direct)
         require("prompt.direct", self.direct, ok, "must be a list of host:port, or []")

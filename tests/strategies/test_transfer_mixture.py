@@ -1,0 +1,110 @@
+"""Mixtures of the prompts that arrived stand at the gate like any other."""
+
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clients.prompt_choice import mixture
+from fl_app.config import load_config
+from fl_app.errors import ConfigError, WireError
+from fl_app.schema import TransferPrompt
+from fl_app.transfer_wire import MIXED, NOBODY, Report, read_search
+from strategies.transfer_book import TransferRecord, tuning_bytes
+from tests.federation_fixtures import Player
+from tests.gradient_fixtures import GradientPlayed, play
+from tests.transfer_fixtures import Seen, central_loss, device_rows, transfer_player, transfer_words
+
+__all__ = ["transfer_player"]
+_TAU = 0.05
+_F32 = 2e-5
+"""Losses of one model in two orders of float32 sums; a few hundred sums of numbers near 1."""
+
+
+@pytest.fixture(scope="module")
+def mixed(transfer_player: Player) -> Iterator[GradientPlayed]:
+    with patch("logging.Logger.warning"):
+        yield play(transfer_player, *transfer_words(f"prompt.mix_temperature={_TAU}"))
+
+
+def _by_hand(played: GradientPlayed, device: int, asked: list[int]) -> NDArray[np.float32]:
+    """softmax(cosine of the advertised means / tau), and the weighted mean in float64."""
+    adverts, prompts = Seen(played).adverts(), Seen(played).prompts()
+    mine = adverts[device].descriptor.astype(np.float64)
+    cosines = []
+    for source in asked:
+        theirs = adverts[source].descriptor.astype(np.float64)
+        cosines.append(mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs))
+    weights = np.exp(np.array(cosines) / _TAU)
+    parts = np.array([prompts[source].prompt.astype(np.float64) for source in asked])
+    return np.einsum("s,smd->md", weights / weights.sum(), parts).astype(np.float32)
+
+
+def test_the_best_of_all_and_their_mixture_is_at_the_gate(mixed: GradientPlayed) -> None:
+    """By brute force on the undivided model."""
+    seen = Seen(mixed)
+    adapter, prompts = seen.adapter(), seen.prompts()
+    for device, record in seen.records.items():
+        encoded, rows = device_rows(mixed, device)
+        candidates = {source: prompts[source].prompt for source in record["asked"]}
+        candidates[MIXED] = _by_hand(mixed, device, record["asked"])
+        losses = {
+            source: central_loss(mixed, adapter, prompt, encoded, rows.probe)
+            for source, prompt in candidates.items()
+        }
+        best = min(losses, key=lambda source: losses[source])
+        assert record["probe_candidate"] == pytest.approx(losses[best], abs=_F32)
+        passed = record["action"] != "kept"
+        assert record["is_mixed"] == (passed and best == MIXED)
+        assert record["source"] == (best if passed and best != MIXED else None)
+
+
+def test_a_mixture_that_passes_is_used_and_booked(transfer_player: Player) -> None:
+    """The gate is made to let the last candidate in, which is the mixture."""
+    words = (f"prompt.mix_temperature={_TAU}", "prompt.most=2", "prompt.use=zero_shot")
+    with patch("clients.transfer_worker.let_in", lambda losses, **_: len(losses) - 1):
+        played = play(transfer_player, *transfer_words(*words, "finetune.max_steps=5"))
+    seen, books = Seen(played), played.outcome.ledger
+    uses = set()
+    for device, record in seen.records.items():
+        asked = record["asked"]
+        assert len(asked) == 2
+        encoded, rows = device_rows(played, device)
+        made = _by_hand(played, device, asked)
+        loss = central_loss(played, seen.adapter(), made, encoded, rows.validation)
+        assert record["loss_candidate"] == pytest.approx(loss, abs=_F32)
+        assert (record["is_mixed"], record["source"]) == (True, None)
+        spent = {source: tuning_bytes(books, source) for source in asked}
+        assert 0 < record["retraining_bytes"] <= sum(spent.values())
+        assert record["retraining_bytes"] > max(spent.values()) / 2
+        uses.add(record["action"])
+    assert "zero-shot" in uses
+
+
+def test_what_a_mixture_had_cost_is_what_all_its_sources_had_cost() -> None:
+    record = TransferRecord(2, 0, asked=[3, 5])
+    for source, wanted in ((3, [3]), (MIXED, [3, 5]), (NOBODY, [])):
+        record.report = Report("passed", source)
+        assert record.sources == wanted
+        plain = record.as_dict()
+        assert plain["source"] == (source if source >= 0 else None)
+        assert plain["is_mixed"] == (source == MIXED)
+
+
+def test_nobody_mixes_one_prompt() -> None:
+    """Neither a device does, nor is one believed."""
+    settings = TransferPrompt(most=2, mix_temperature=1.0)
+    assert mixture({4: np.ones((2, 3), np.float32)}, {}, None, settings) == {}
+    report = Report("passed", MIXED).to_payload()
+    assert read_search(report, [3, 5]).source == MIXED
+    with pytest.raises(WireError, match="no end of a search"):
+        read_search(report, [3])
+
+
+@pytest.mark.parametrize("word", ["prompt.mix_temperature=0", "prompt.mix_temperature=1"])
+def test_options_that_do_not_fit_are_named(word: str) -> None:
+    """The second lacks a second prompt."""
+    with pytest.raises(ConfigError, match=r"prompt\.(mix_temperature|most)"):
+        load_config(f"strategy=gradient_download prompt=transfer {word}")
