@@ -58,7 +58,7 @@ class Cell:
         rng = np.random.default_rng(0)
 
         def drawn(shape: tuple[int, int]) -> Floats:
-            return rng.standard_normal(shape) / np.sqrt(shape[1])
+            return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[1]))
 
         shapes = {_A: (self.rank, self.d_in), _B: (self.d_out, self.rank)}
         server = {name: drawn(shape) for name, shape in shapes.items()}
@@ -113,12 +113,12 @@ def tolerance(adapters: list[Update], shares: Floats) -> float:
     apart = 2 * (rank + len(adapters) + _LATER_ROUNDINGS) * unit * size
     beside = np.hstack([share * each[_B] for share, each in zip(shares, factors, strict=True)])
     below = np.vstack([each[_A] for each in factors])
-    core = np.linalg.qr(beside, mode="r") @ np.linalg.qr(below.T, mode="r").T
+    core = np.linalg.qr(beside)[1] @ np.linalg.qr(below.T)[1].T
     values = np.append(np.linalg.svd(core, compute_uv=False), 0.0)
     gap = float(values[rank - 1] - values[rank]) - apart
     if gap <= 0.0:
         raise RunError(f"rank={rank}: the mean has no gap behind it, so nothing can be compared")
-    return apart * (1 + 2 * float(values[0]) / gap)
+    return float(apart * (1 + 2 * float(values[0]) / gap))
 
 
 def _product(adapter: Update) -> Floats:
