@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from clients.device_session import DeviceSession
 from clients.local_state import LocalState, read_state, stepped
@@ -45,6 +46,7 @@ from fl_app.updates import Update, layout_hash, travels
 class GradientWorker(PartWorker):
     """Handles the exchanges of gradient download by first-order steps."""
 
+    @override
     def _open(self, payload: Payload) -> tuple[RoundState | None, Payload]:
         begin = read_begin(payload)
         session = self._loaded.of(begin.device, begin.model_hash)
@@ -65,6 +67,7 @@ class GradientWorker(PartWorker):
         """Returns what tuning starts from."""
         return begin.adapter
 
+    @override
     def _continue(self, blob: bytes, payload: Payload) -> tuple[RoundState | None, Payload]:
         state = read_state(blob)
         session = self._loaded.of(state.device, state.model_hash)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from clients.round_state import RoundState
 from fl_app.errors import ModelError
@@ -47,6 +48,7 @@ class LocalState(RoundState):
     waiting: Update = field(default_factory=dict)
     readout: dict[str, np.ndarray[Any, np.dtype[np.bool_]]] = field(default_factory=dict)
 
+    @override
     def to_blob(self) -> bytes:
         """Serialises."""
         scalars = {k: v for k, v in vars(self).items() if k not in _PARTS and k != "step"}

@@ -8,6 +8,8 @@ their mean to those who join.
 from itertools import islice
 from typing import Any
 
+from typing_extensions import override
+
 from clients.device_session import DeviceSession
 from clients.gradient_worker import GradientWorker
 from clients.local_state import LocalState
@@ -59,16 +61,19 @@ class PersonalWorker(GradientWorker):
             self._store.drop(place.device, BEFORE, CANDIDATE, TUNED)
         return self._store.get(place.device, OWN)
 
+    @override
     def _starting(self, begin: Begin) -> Update:
         own = self._own(begin)
         return begin.adapter if own is None else begin.adapter | own.arrays
 
+    @override
     def _update(self, session: DeviceSession, state: LocalState, link: FeatureLink) -> Payload:
         self._store.put(state.device, OWN, Kept(state.round, own_only(state.now)))
         if self._store.get(state.device, BEFORE) is not None:
             self._store.put(state.device, TUNED, Kept(state.round, own_only(state.now)))
         return super()._update(session, state, link)
 
+    @override
     def _rows(self, session: DeviceSession, device: int, server_round: int) -> list[list[int]]:
         """Returns local steps over the rows that no gate reads."""
         tuned, whole = self._dealt(device, session).tuned, session.encoded[device]

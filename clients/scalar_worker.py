@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from clients.device_session import DeviceSession
 from clients.part_worker import PartWorker
@@ -43,6 +44,7 @@ class ScalarState(RoundState):
 
     num_steps: int
 
+    @override
     def to_blob(self) -> bytes:
         """Serialises."""
         return Payload(_STATE, 0, asdict(self)).to_blob()
@@ -74,6 +76,7 @@ class ScalarWorker(PartWorker):
         """
         return rebuild(session.start, self._pool.pairs(coefficients), self._strategy.scalar.lr)
 
+    @override
     def _open(self, payload: Payload) -> tuple[ScalarState | None, Payload]:
         opening = scalar_wire.read_opening(payload, len(self._pool))
         session = self._loaded.of(opening.device, opening.model_hash)
@@ -99,6 +102,7 @@ class ScalarWorker(PartWorker):
         )
         return state, start.to_payload()
 
+    @override
     def _continue(self, blob: bytes, payload: Payload) -> tuple[ScalarState | None, Payload]:
         state = _read_state(blob)
         session = self._loaded.of(state.device, state.model_hash)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from clients.round_state import RoundState
 from fl_app.payload import Payload, Scalar, read_payload
@@ -33,6 +34,7 @@ class TransferState(RoundState):
     refused: str = ""
     is_last: bool = False
 
+    @override
     def to_blob(self) -> bytes:
         """Serialises."""
         scalars: dict[str, Scalar] = {

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
+from typing_extensions import override
+
 from clients.device_session import DeviceSession
 from clients.meeting import Choice, meet
 from clients.personal_worker import PersonalWorker
@@ -43,6 +45,7 @@ Answer = tuple[RoundState | None, Payload]
 class TransferWorker(PersonalWorker):
     """Handles transfer phases beside ordinary rounds; see ``PersonalWorker``."""
 
+    @override
     def handle(self, state: bytes | None, blob: bytes) -> tuple[bytes | None, bytes]:
         """See ``PartWorker.handle``; devices of one process that meet must not wait for a lock."""
         if (payload := read_payload(blob, max_bytes=MAX_BYTES)).kind != MEET:
@@ -50,6 +53,7 @@ class TransferWorker(PersonalWorker):
         after, answer = self._meet(payload)
         return None if after is None else after.to_blob(), answer.to_blob()
 
+    @override
     def _open(self, payload: Payload) -> Answer:
         match payload.kind:
             case "identify":
@@ -65,6 +69,7 @@ class TransferWorker(PersonalWorker):
             case _:
                 return super()._open(payload)
 
+    @override
     def _continue(self, blob: bytes, payload: Payload) -> Answer:
         match payload.kind:
             case "give":  # a device that looks for a prompt may have one to give

@@ -21,7 +21,7 @@ from fl_app.gains import Gains
 from fl_app.layout.budgets import Budgets, PriceOf, fit
 from fl_app.layout.choose import choose
 from fl_app.layout.errors import LayoutError
-from fl_app.layout.prefix import Layout, cut
+from fl_app.layout.prefix import Layout
 from fl_app.layout.rounding import Sizes, apportion
 from fl_app.layout.rules import profile
 from fl_app.layout.sensitivity import BudgetSchedule
@@ -34,7 +34,6 @@ from fl_app.schema import (
     LayoutConfig,
     SizedConfig,
 )
-from fl_app.updates import Update, num_reals
 
 Scores = list[NDArray[np.float64]] | None
 """Of every block the gains of its units; None for rules that need none."""
@@ -139,45 +138,6 @@ def allocate(
         },
         class_of=classes_of(config.federation, config.seed),
     )
-
-
-def facts_of(
-    allocation: Allocation, config: Config, adapter: Update, num_blocks: int
-) -> dict[str, Any] | None:
-    """Returns what ``result.json`` says of layouts; None without sizes.
-
-    Args:
-        allocation: the run's layouts.
-        config: the run's configuration.
-        adapter: of the full model, in the server's layout.
-        num_blocks: of the full model.
-    """
-    match config.peft:
-        case SizedConfig() as peft:
-            pass
-        case _:
-            return None
-
-    def facts(layout: Layout) -> dict[str, Any]:
-        ranks = [layout.get(block, 0) for block in range(num_blocks)]
-        return {"ranks": ranks, "params": num_reals(cut(adapter, layout))}
-
-    server = facts(allocation.server)
-    classes = {
-        name: {
-            **facts(layout),
-            "devices": [device for device, own in allocation.class_of.items() if own == name],
-        }
-        for name, layout in allocation.classes.items()
-    }
-    return {
-        "size": peft.size_name,
-        "rule": peft.layout.rule,
-        "combine": peft.combine if classes or peft.combine == "stack" else None,
-        "server": server["ranks"],
-        "params": server["params"],
-        "classes": classes,
-    }
 
 
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:

@@ -48,6 +48,7 @@ from fl_app.tasks import Encoded, Task
 from fl_app.updates import Update
 from strategies.build import build_rule
 from strategies.fit import require_fit
+from strategies.fit_layouts import say_unused_combine
 from strategies.fit_prompts import require_advert_fits
 
 log = logging.getLogger("deft")
@@ -132,6 +133,8 @@ def prepare(
     torch.set_num_threads(1)  # the same sums whatever the machine is doing
     build_rule(config.strategy.server_rule)  # what is refused is refused before the work
     require_fit(config)
+    if like is None:  # what a run is compared with has its devices made equal
+        say_unused_combine(config)
     material = material or load_material(config)
     _require_dealing(config, material)
     log.info("loading the foundation model")

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from typing_extensions import override
 
 FIRST_NODE_ID = 2**63 + 11
 """Node ids start above 2^63, where a careless float or signed conversion would corrupt them."""
@@ -66,14 +67,17 @@ class LocalGrid(Grid):
         self._folder.cleanup()
 
     @property
+    @override
     def run(self) -> Run:
         """The run."""
         return self._run
 
+    @override
     def set_run(self, run: Run) -> None:
         """Sets the run."""
         self._run = run
 
+    @override
     def create_message(
         self,
         content: RecordDict,
@@ -85,10 +89,12 @@ class LocalGrid(Grid):
         """Builds a message (deprecated in Flower, part of its interface)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
+    @override
     def get_node_ids(self) -> Iterable[int]:
         """Returns the node ids."""
         return list(self._contexts)
 
+    @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Delivers messages at once and keeps the replies until they are pulled."""
         ids = []
@@ -110,12 +116,14 @@ class LocalGrid(Grid):
             reply = Message(Error(_CLIENT_ERROR, reason), reply_to=message)
         return [reply]
 
+    @override
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Returns and forgets the replies to these messages."""
         wanted = set(message_ids)
         found = [k for k, r in self._replies.items() if r.metadata.reply_to_message_id in wanted]
         return [self._replies.pop(key) for key in found]
 
+    @override
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -136,12 +144,14 @@ class ThreadedGrid(LocalGrid):
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
+    @override
     def __exit__(self, *exc: object) -> None:
         """Waits for every thread, then deletes the devices' caches."""
         for thread in self._threads:
             thread.join()
         super().__exit__(*exc)
 
+    @override
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Starts a thread for each message."""
         ids = []
@@ -154,11 +164,13 @@ class ThreadedGrid(LocalGrid):
             ids.append(message_id)
         return ids
 
+    @override
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Returns and forgets the replies that are there."""
         with self._lock:
             return super().pull_messages(message_ids)
 
+    @override
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

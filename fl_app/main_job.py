@@ -13,11 +13,11 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fl_app.allocation import facts_of
 from fl_app.bench import Bench, prepare
 from fl_app.config import load_config, to_dict, to_yaml
 from fl_app.fomo.lora_export import export_padded
 from fl_app.job import Outcome, adapter_sha256, federate, require_progress
+from fl_app.layout_facts import facts_of
 from fl_app.measures import measure
 from fl_app.references import run_references
 from fl_app.report import final_table, schedule_table, write_report

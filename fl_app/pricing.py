@@ -95,6 +95,7 @@ class LayoutPrices:
     def of(self, device: DeviceConfig) -> PriceOf:
         """Returns what prices layouts on a device; bytes are those of a serialised update.
 
+        Seconds and joules are those of the bytes.
         Where LoRA's A and B travel in turn an update is the larger of the two; both are broadcast,
         and memory and seconds are those of tuning both.
 
@@ -116,8 +117,6 @@ class LayoutPrices:
             value_bytes=_value_bytes(self._config),
             down_value_bytes=4.0,  # a serialised adapter in float32, whatever the uplink's channel
         )
-        # rates need a logarithm each; layouts are priced by the thousand
-        up_s_byte, down_s_byte = up.seconds(1.0), down.seconds(1.0)
 
         def price_of(sizes: Sequence[int]) -> Price:
             whole = [0] * self._step.num_blocks
@@ -125,15 +124,10 @@ class LayoutPrices:
                 for place in places:
                     whole[place] = int(size)
             price, shapes = pricer(whole), self._shapes_at(sizes)
-            up_more, down_more = self._uplink_more(price, shapes), _frame(shapes)
-            up_s, down_s = up_more * up_s_byte, down_more * down_s_byte
-            return replace(
+            return pricer.sending(
                 price,
-                uplink_bytes=price.uplink_bytes + up_more,
-                downlink_bytes=price.downlink_bytes + down_more,
-                uplink_s=price.uplink_s + up_s,
-                downlink_s=price.downlink_s + down_s,
-                round_s=price.round_s + up_s + down_s,
+                uplink_bytes=price.uplink_bytes + self._uplink_more(price, shapes),
+                downlink_bytes=price.downlink_bytes + _frame(shapes),
             )
 
         return price_of

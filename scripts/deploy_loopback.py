@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from fl_app.config import load_config
 from fl_app.errors import DeftError, RunError
 from scripts.flower import ROOT, Echo, Flower, absolute_paths, say
@@ -52,6 +54,7 @@ class LoopbackFlower(Flower):
         self.num_nodes = num_nodes
         self.start_timeout_s = start_timeout_s
 
+    @override
     def prepare(self) -> None:
         """Starts the SuperLink and the SuperNodes and waits until all are online.
 
@@ -74,6 +77,7 @@ class LoopbackFlower(Flower):
             self.echo(f"SuperNode {index} started")
         self._wait_online()
 
+    @override
     def arguments(self) -> list[str]:
         """Returns nothing: a real federation has the nodes it has."""
         return []

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import override
+
 from scripts.sandbox import Sandbox, free_ports, stop_leftovers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,13 +116,13 @@ def absolute_paths(overrides: Sequence[str]) -> list[str]:
     The app runs in another working directory than the one the caller means.
     """
     made = []
-    for override in overrides:
-        key, _, value = override.partition("=")
+    for word in overrides:
+        key, _, value = word.partition("=")
         is_path = key.rpartition(".")[2] in {"path", "dir"} and value not in {"", "null"}
         if is_path and value[0] not in "'\"":
             made.append(path_override(key, Path(value)))
         else:
-            made.append(override)
+            made.append(word)
     return made
 
 
@@ -260,15 +262,18 @@ class LocalFlower(Flower):
         super().__init__(app=app, echo=echo)
         self.num_supernodes = num_supernodes
 
+    @override
     def prepare(self) -> None:
         """Reserves the ports; ``flwr run`` starts the SuperLink itself."""
         self.ports = [str(port) for port in free_ports(2)]
 
+    @override
     def arguments(self) -> list[str]:
         """Returns the size of the federation."""
         size = f"num-supernodes={self.num_supernodes} client-resources-num-cpus=1"
         return ["--federation-config", size]
 
+    @override
     def environment(self) -> dict[str, str]:
         """Returns the environment with the SuperLink's ports."""
         http, control = self.ports

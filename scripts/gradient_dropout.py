@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typing_extensions import override
 
 from fl_app.config import load_config
 from fl_app.features_wire import GRADIENT, MAX_BYTES, STATES
@@ -67,6 +68,7 @@ class DroppingGrid(LocalGrid):
             doomed, seed, num_devices=num_devices, kill=kill, num_steps=num_steps
         )
 
+    @override
     def deliver(self, message: Any) -> list[Any]:
         """Loses what answers a doomed device's features, and the device with it."""
         if message.metadata.message_type == ACTION_STEP:

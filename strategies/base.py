@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fl_app import updates, wire
 from fl_app.errors import RunError
@@ -101,6 +102,7 @@ class FederatedDeft(Strategy):
     # --- what a variant says ---------------------------------------------------------------
 
     @abstractmethod
+    @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -117,6 +119,7 @@ class FederatedDeft(Strategy):
 
     # --- Flower's interface ----------------------------------------------------------------
 
+    @override
     def summary(self) -> None:
         """Logs the shape of the federation."""
         log.info(
@@ -162,6 +165,7 @@ class FederatedDeft(Strategy):
             for device, layout in self._planned.layouts.items()
         }
 
+    @override
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -214,12 +218,14 @@ class FederatedDeft(Strategy):
         book.seconds = time.monotonic() - self._started
         return blob_record(to_blob(adapter)), MetricRecord(dict(book.metrics))
 
+    @override
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Asks no device: the server measures on its own test data."""
         return []
 
+    @override
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:

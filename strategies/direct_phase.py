@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from fl_app.certificate import device_name
 from fl_app.errors import WireError
 from fl_app.features_wire import require_kind
@@ -30,6 +32,7 @@ class DirectPhase(TransferPhase):
         super().__init__(*given, **named)
         self._addresses, self._seconds = addresses, seconds
 
+    @override
     def gather(
         self,
         askers: Sequence[int],

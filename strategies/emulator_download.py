@@ -6,6 +6,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 from fl_app import wire
 from fl_app.errors import WireError
@@ -38,6 +39,7 @@ class EmulatorDownload(FederatedDeft):
         self._wrapped: dict[tuple[int, tuple[tuple[int, int], ...]], ArrayRecord] = {}
         """The round's adapters as they cross the wire, by group and layout."""
 
+    @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -47,6 +49,7 @@ class EmulatorDownload(FederatedDeft):
         self._sent = {device: self._write(order) for device, order in self._orders.items()}
         return list(self._sent.values())
 
+    @override
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
         """Returns the answers that count, by device; books everybody else as dropped."""
         answered = self._resend_lost(self._by_device(replies))

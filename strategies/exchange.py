@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 from fl_app import step_wire
 from fl_app.errors import RunError, WireError
@@ -204,12 +205,14 @@ class MessageExchange(RoundExchange):
         self._action, self._poll_s = action, poll_s
         self._unanswered: set[str] = set()
 
+    @override
     def close(self) -> None:
         """Takes late answers out of the grid, so that they hold no memory there."""
         if self._unanswered:
             list(self._grid.pull_messages(self._unanswered))
         self._unanswered.clear()
 
+    @override
     def _ask(self, outgoing: dict[int, bytes], deadline: float) -> dict[int, bytes | Lost]:
         answers: dict[int, bytes | Lost] = {}
         waves = self._waves(outgoing)

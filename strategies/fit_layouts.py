@@ -1,7 +1,9 @@
 """Which choices go together with unequal ranks, checked before the work."""
 
+import logging
 from math import inf
 
+from fl_app.block_times import is_scheduled
 from fl_app.errors import ConfigError
 from fl_app.schema import (
     AircompChannel,
@@ -13,6 +15,8 @@ from fl_app.schema import (
 )
 from fl_app.settings import aggregation_of
 from strategies.rules import COMPARING, MEANS, REMEMBERING
+
+log = logging.getLogger("deft")
 
 
 def require_layouts(config: Config) -> None:
@@ -185,6 +189,29 @@ def require_combine(config: Config, peft: SizedConfig) -> None:
             f"strategy.server_rule.name={rule} compares devices, and peft.combine={peft.combine} "
             "hands over one mean; choose a rule that averages, or peft.combine=flex"
         )
+
+
+def say_unused_combine(config: Config) -> None:
+    """Warns of a ``peft.combine`` that changes nothing, for all devices hold the same.
+
+    Zero padding then divides by the same weights either way, and a mean of products is what
+    peft.aggregation=exact makes by itself. Stacks are another way also of equal ranks.
+    """
+    match config.peft:
+        case SizedConfig(combine="zero" | "flex") as peft:
+            pass
+        case _:
+            return
+    is_uneven = config.federation.classes or is_scheduled(config.strategy)
+    if is_uneven or peft.layout.rule == "channel_aware":
+        return
+    log.warning(
+        "peft.combine=%s has no effect: all devices hold the same, and peft.aggregation=%s alone "
+        "says how they are averaged; give devices layouts of their own (federation.classes, "
+        "strategy.schedule or peft.layout.rule=channel_aware), or set peft.combine=pad",
+        peft.combine,
+        aggregation_of(peft),
+    )
 
 
 def require_held(config: Config, name: str) -> None:

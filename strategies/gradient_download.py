@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from fl_app.features_wire import Begin
 from fl_app.payload import Payload
 from fl_app.privacy import features_epsilon
@@ -38,6 +40,7 @@ class GradientDownload(PartDownload):
         self._server, self._plan, self._crossings = server, plan, crossings
         self._releases: Counter[int] = Counter()
 
+    @override
     def converse(
         self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
     ) -> dict[int, Finished]:

@@ -8,6 +8,7 @@ all devices are one group, another one in every cycle of rounds; what cycles end
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from fl_app import updates
 from fl_app.seeding import generator
@@ -117,10 +118,12 @@ class Cycles(Groups):
         super().__init__(dict.fromkeys(devices, 0), rules)
         self._cycle_of = cycle_of
 
+    @override
     def devices(self, group: int) -> list[int]:
         """Returns all devices."""
         return sorted(self.of)
 
+    @override
     def open(self, server_round: int, adapters: Sequence[Update]) -> list[Update]:
         """Returns the adapters a round begins with: a new cycle's is the last one that moved."""
         now, opened = self._cycle_of(server_round), list(adapters)
@@ -129,6 +132,7 @@ class Cycles(Groups):
             opened[now] = adapters[max(self.moved)]
         return opened
 
+    @override
     def rows(self, devices: Sequence[int], num_rows: int) -> dict[int, list[int]]:
         """Gives all rows to the cycle's group."""
         return {next(iter(self.of.values())): list(range(num_rows))}

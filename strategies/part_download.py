@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 from fl_app import front_wire, wire
 from fl_app.errors import WireError
@@ -65,6 +66,7 @@ class PartDownload(FederatedDeft):
             What every device that came through made.
         """
 
+    @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -78,6 +80,7 @@ class PartDownload(FederatedDeft):
                 self._sent[device] = front_wire.front_message(front, self._roster.node_of[device])
         return list(self._sent.values())
 
+    @override
     def collect(self, replies: Iterable[Message], book: RoundLog) -> list[wire.Reply]:
         """Runs the round's local steps with every device that holds its part."""
         answered = self._by_device(replies)
@@ -95,6 +98,7 @@ class PartDownload(FederatedDeft):
             self.holdings.forget(device)  # it is sent again in the next round
         return [reply for d in sorted(finished) for reply in self._accept(d, finished[d], book)]
 
+    @override
     def close(self) -> None:
         """Closes the transport."""
         self._transport.close()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from fl_app import wire
 from fl_app.scalar_wire import Opening
@@ -51,6 +52,7 @@ class ScalarDownload(PartDownload):
         self.coefficients = np.zeros(len(pool), np.float32)
         """Of every direction, all rounds so far."""
 
+    @override
     def converse(
         self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
     ) -> dict[int, Finished]:
@@ -73,6 +75,7 @@ class ScalarDownload(PartDownload):
             for device, one in walked.items()
         }
 
+    @override
     def step(
         self, server_round: int, accepted: Sequence[wire.Reply], received: Received
     ) -> Stepped:

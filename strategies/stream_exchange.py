@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 from flwr.serverapp import Grid
+from typing_extensions import override
 
 from fl_app import step_wire, stream
 from fl_app.step_wire import StreamOrder
@@ -79,6 +80,7 @@ class StreamExchange(RoundExchange):
 
     # --- the exchange ------------------------------------------------------------------------
 
+    @override
     def _ask(self, outgoing: dict[int, bytes], deadline: float) -> dict[int, bytes | Lost]:
         self._outgoing, self._answers = outgoing, {}
         self._order([device for device in outgoing if device not in self._ordered])
@@ -238,6 +240,7 @@ class StreamExchange(RoundExchange):
             require_living_worker(text)
             self._lose(device, Lost("error", text))
 
+    @override
     def close(self) -> None:
         """Ends every stream, closes every connection, and hears the devices' last word."""
         if self._selector.get_map() is None:

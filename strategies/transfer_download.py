@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from fl_app.schema import TransferPrompt
 from strategies.direct_phase import DirectPhase
 from strategies.exchange import Exchange
@@ -32,10 +34,12 @@ class TransferDownload(GradientDownload):
         self._records: list[TransferRecord] = []
 
     @property
+    @override
     def results(self) -> dict[str, Any]:
         """See ``FederatedDeft``."""
         return {"transfer": transfer_result(self._records, self._ledger)}
 
+    @override
     def converse(
         self, exchange: Exchange, devices: Sequence[int], number: int, book: RoundLog
     ) -> dict[int, Finished]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.blocks import block_of, family_of, renumber, stack_paths
@@ -301,6 +302,7 @@ class _Tuned(nn.Module):
         for head in heads:
             model.get_submodule(head).requires_grad_(True)  # in place; no PEFT layer is needed
 
+    @override
     def forward(self, **inputs: Any) -> Any:
         """Runs the model."""
         model: Any = self.base_model.model

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.unit_layers import require_layout
@@ -59,6 +60,7 @@ class Bottleneck(nn.Module):
         self.register_parameter("probe", None)
         self._activation = activation
 
+    @override
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Returns h + U act(D h), [..., d] like ``states``; at width 0 the very tensor given."""
         changed = states

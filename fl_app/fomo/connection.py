@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.connection_air import AirModule
@@ -63,6 +64,7 @@ class Connection(AirModule):
             self._rotation = rotation_matrix(width, seed)
         self._link: StreamLink | None = None
 
+    @override
     def _meet(self, true: Any, known: Any) -> None:
         weight = self._weight
         matrix = None if weight is None else _matrix(weight)
@@ -87,6 +89,7 @@ class Connection(AirModule):
         energy = float(self.width if self._weight is None else self._weight.square().sum())
         return predicted_nmse(self.link, self.spec.noise_power, energy)
 
+    @override
     def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Sends vectors from device to server; backward sends gradients the other way.
 
@@ -283,6 +286,7 @@ class _Exchange(torch.autograd.Function):
     """Forward over the uplink, backward over the same channel the other way."""
 
     @staticmethod
+    @override
     def forward(
         ctx: Any, vectors: torch.Tensor, connection: Connection, rows: torch.Tensor | None
     ) -> torch.Tensor:
@@ -290,6 +294,7 @@ class _Exchange(torch.autograd.Function):
         return connection.exchange(vectors, rows, connection.link, back=False)
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         back = ctx.connection.exchange(gradients, ctx.rows, ctx.link, back=True)
         return back, None, None

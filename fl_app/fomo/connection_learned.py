@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.connection_air import AirModule
@@ -72,6 +73,7 @@ class LearnedLink(AirModule):
         self.norm = nn.LayerNorm(outputs)
         self._rotation = rotation_matrix(width, seed) if spec.rotation else None
 
+    @override
     def measure(self) -> None:
         """From here on every pass has noise of its own, on the channel of the last ``redraw``.
 
@@ -84,14 +86,17 @@ class LearnedLink(AirModule):
             )
         super().measure()
 
+    @override
     def _draw_to_measure(self, number: int) -> None:
         """Stays on the channel it was tuned on."""
 
+    @override
     def _meet(self, true: Any, known: Any) -> None:
         # H as a real map from [real, imaginary] of the antennas to the same of the receiver.
         pair = np.block([[true.real, -true.imag], [true.imag, true.real]])
         self._channel = torch.from_numpy(pair.astype(np.float32))
 
+    @override
     def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Sends vectors from device to server.
 
@@ -164,11 +169,13 @@ class _Air(torch.autograd.Function):
     """H forward; the reciprocal H backward, whose noise-free result is the adjoint of H."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, sent: torch.Tensor, link: LearnedLink) -> torch.Tensor:
         ctx.link, ctx.channel = link, link._channel
         return link.propagate(sent, link._channel, back=False)
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         ctx.link.book_gradients(len(gradients))
         return ctx.link.propagate(gradients, ctx.channel, back=True), None

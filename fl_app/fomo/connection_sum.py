@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.connection_air import ConnectionBook
@@ -100,6 +101,7 @@ class AirSum(nn.Module):
             mean_gains=self._state.mean_gains,
         )
 
+    @override
     def forward(self, partials: torch.Tensor) -> torch.Tensor:
         """Adds up; backward gives every device its gradient c_k dL/dy.
 
@@ -166,6 +168,7 @@ class SplitLinear(nn.Module):
         parts = torch.split(weight.detach(), self.sizes, dim=1)
         self.parts = nn.ParameterList([nn.Parameter(part.clone()) for part in parts])
 
+    @override
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Returns [..., num_outputs] of [..., width] vectors; device k holds its features alone."""
         held = torch.split(vectors, self.sizes, dim=-1)
@@ -178,12 +181,14 @@ class _Sum(torch.autograd.Function):
     """Superposition forward, broadcast backward."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, partials: torch.Tensor, air: AirSum) -> torch.Tensor:
         ctx.air = air
         total = air.add(partials.detach().cpu().flatten(1).numpy())
         return torch.from_numpy(total).to(partials).view(partials.shape[1:])
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         received = ctx.air.send_back(gradient.detach().cpu().flatten().numpy())
         return torch.from_numpy(received).to(gradient).view(-1, *gradient.shape), None

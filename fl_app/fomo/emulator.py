@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.fomo.backbone import auto_class
@@ -86,6 +87,7 @@ class Split:
         """Whether no block is dropped."""
         return self.middle == self.num_middle
 
+    @override
     def __str__(self) -> str:
         """Returns "l-n-r"."""
         return f"{self.left}-{self.middle}-{self.right}"

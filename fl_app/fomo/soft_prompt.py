@@ -17,6 +17,7 @@ import peft
 import safetensors.torch
 import torch
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 from fl_app.seeding import generator
@@ -80,6 +81,7 @@ class PromptedModel(nn.Module):
         # any token but padding: positions and pooling depend on which tokens are padding
         self._filler = int(model.config.pad_token_id == 0)
 
+    @override
     def forward(self, **inputs: Any) -> Any:
         """Runs the model.
 

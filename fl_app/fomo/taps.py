@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from fl_app.errors import ModelError
 
@@ -38,6 +39,7 @@ class Tap(nn.Module):
         self._num_outputs = num_outputs
         self._substitute: torch.Tensor | None = None
 
+    @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Stops the pass, or returns the substitute as the family's blocks return a state."""
         if self._substitute is None:

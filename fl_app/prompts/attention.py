@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from fl_app.fomo.soft_prompt import token_table
 from fl_app.prompts.batched import Batch, Tensors
@@ -44,6 +45,7 @@ class PromptAttention(nn.Module):
             stream = torch.Generator().manual_seed(torch_seed(seed, "attention", name))
             nn.init.normal_(layer.weight, std=_STD, generator=stream)
 
+    @override
     def forward(self, pooled: torch.Tensor, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns weights [k, B], >= 0, that sum to 1 over the members.
 

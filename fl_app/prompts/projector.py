@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import override
 
 from fl_app.prompts.errors import PromptError
 from fl_app.seeding import torch_seed
@@ -106,6 +107,7 @@ class TunedProjector(nn.Module):
         for still in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(still)
 
+    @override
     def forward(self, prompt: torch.Tensor) -> torch.Tensor:
         """Returns [m, target width] of a prompt [m, source width]; tune through it on a task."""
         correction: torch.Tensor = self.up(torch.tanh(self.down(prompt)))

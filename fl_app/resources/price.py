@@ -16,8 +16,8 @@ class Price:
 
     Attributes:
         params: tuned parameters.
-        uplink_bytes: bytes of one update, without the frame around it.
-        downlink_bytes: bytes of the adapter that is broadcast.
+        uplink_bytes: bytes of one update; of its values alone unless ``Pricer.sending`` says.
+        downlink_bytes: bytes of the adapter that is broadcast, likewise.
         memory_bytes: peak memory of a local step.
         flops: FLOPs of a local step.
         step_s: seconds of a local step.
@@ -95,25 +95,48 @@ class Pricer:
 
     def price(self, cost: StepCost) -> Price:
         """Returns the price of a step's cost on this device."""
-        payload = round(cost.tuned_params * self._value_bytes)
-        sent_down = round(cost.tuned_params * self._down_value_bytes)
         step_s = cost.flops / self.device.flops_per_s
-        compute_s = self._num_steps * step_s
-        up_s, down_s = payload * self._up_s_byte, sent_down * self._down_s_byte
-        device = self.device
-        return Price(
+        unsent = Price(
             params=cost.tuned_params,
-            uplink_bytes=payload,
-            downlink_bytes=sent_down,
+            uplink_bytes=0,
+            downlink_bytes=0,
             memory_bytes=cost.memory_bytes,
             flops=cost.flops,
             step_s=step_s,
-            compute_s=compute_s,
+            compute_s=self._num_steps * step_s,
+            uplink_s=0.0,
+            downlink_s=0.0,
+            round_s=0.0,
+            joules=0.0,
+        )
+        return self.sending(
+            unsent,
+            uplink_bytes=round(cost.tuned_params * self._value_bytes),
+            downlink_bytes=round(cost.tuned_params * self._down_value_bytes),
+        )
+
+    def sending(self, price: Price, *, uplink_bytes: int, downlink_bytes: int) -> Price:
+        """Returns a price of this pricer's for other bytes: seconds and joules follow them.
+
+        Compute costs compute_power_w, the radio tx_power_w while sending and circuit_power_w while
+        sending or receiving.
+
+        Args:
+            price: what computing costs, whatever was sent.
+            uplink_bytes: bytes of one update, >= 0.
+            downlink_bytes: bytes of what the device receives, >= 0.
+        """
+        up_s, down_s = uplink_bytes * self._up_s_byte, downlink_bytes * self._down_s_byte
+        device = self.device
+        return dataclasses.replace(
+            price,
+            uplink_bytes=uplink_bytes,
+            downlink_bytes=downlink_bytes,
             uplink_s=up_s,
             downlink_s=down_s,
-            round_s=down_s + compute_s + up_s,
+            round_s=down_s + price.compute_s + up_s,
             joules=(
-                device.compute_power_w * compute_s
+                device.compute_power_w * price.compute_s
                 + device.tx_power_w * up_s
                 + device.circuit_power_w * (up_s + down_s)
             ),

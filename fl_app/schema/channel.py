@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from math import inf
 
+from typing_extensions import override
+
 from fl_app.schema.checks import one_of, require
 
 
@@ -126,6 +128,7 @@ class AircompChannel(RadioChannel):
     """Size of a step by majority vote (obda); null: the mean size of the updates' entries, tensor
     by tensor, sent digitally."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
@@ -156,6 +159,7 @@ class DigitalChannel(RadioChannel):
     """Channel uses of all devices together per real of the update, side information apart (AirComp
     spends 0.5); what does not fit is not sent. null: no limit."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from math import inf
 
+from typing_extensions import override
+
 from fl_app.schema.checks import one_of, require
 from fl_app.schema.strategy import StrategyConfig
 
@@ -131,6 +133,7 @@ class GradientDownloadStrategy(StrategyConfig):
     scalar: ScalarConfig = field(default_factory=ScalarConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges; whether blocks fit the model is checked where that is known."""
         super().__post_init__()

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import inf
 
+from typing_extensions import override
+
 from fl_app.schema.budget import LayoutConfig
 from fl_app.schema.checks import MISSING, one_of, require
 
@@ -116,11 +118,13 @@ class BottleneckConfig(SizedConfig):
         one_of("peft.combine", self.combine, ("pad", "zero"))
 
     @property
+    @override
     def size(self) -> int:
         """Width of every block of the uniform layout."""
         return self.width
 
     @property
+    @override
     def size_name(self) -> str:
         """See ``SizedConfig``."""
         return "width"
@@ -142,11 +146,13 @@ class DeepPromptConfig(SizedConfig):
         require("peft.layout.rule", rule, rule != "cost_aware", allowed)
 
     @property
+    @override
     def size(self) -> int:
         """Virtual tokens of every block in the uniform layout."""
         return self.num_tokens
 
     @property
+    @override
     def size_name(self) -> str:
         """See ``SizedConfig``."""
         return "length"
@@ -176,11 +182,13 @@ class LoraConfig(SizedConfig):
         one_of("peft.combine", self.combine, ("pad", "zero", "flex", "stack"))
 
     @property
+    @override
     def size(self) -> int:
         """Rank of every block of the uniform layout."""
         return self.rank
 
     @property
+    @override
     def size_name(self) -> str:
         """See ``SizedConfig``."""
         return "rank"

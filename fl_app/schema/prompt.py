@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar
 
+from typing_extensions import override
+
 from fl_app.schema.checks import require
 
 MEMBER_SOURCES = ("groups", "joint", "snapshots")
@@ -77,6 +79,7 @@ class EnsembleVote(EnsembleConfig):
     max_new_tokens: int = 16
     """Language models only: the longest completion, >= 1."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
@@ -116,6 +119,7 @@ class EnsembleWeighted(EnsembleConfig):
     (of texts: after all their predicted tokens). With some hundred labels it all but picks the
     best member."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
@@ -133,6 +137,7 @@ class EnsembleFitted(EnsembleConfig):
     hidden: int = 100
     """Width of its bottleneck, >= 1."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from typing_extensions import override
+
 from fl_app.schema.checks import one_of, require
 
 SCHEDULES = ("none", "random", "matching", "equal_finish", "joint")
@@ -111,6 +113,7 @@ class EmulatorDownloadStrategy(StrategyConfig):
     blocks_per_device: int = 1
     """With a schedule: neighbouring blocks that a device tunes in a round."""
 
+    @override
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()

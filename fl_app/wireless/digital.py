@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fl_app.wireless.channel import ChannelState
 from fl_app.wireless.checks import check_devices
@@ -97,6 +98,7 @@ class Ofdma(Band):
     gain_floor: float = 0.0
     max_uses_per_real: float | None = None
 
+    @override
     def __post_init__(self) -> None:
         """Raises ChannelError on a value out of range."""
         super().__post_init__()

@@ -1,8 +1,7 @@
-"""Local fine-tuning: batches, the optimiser, FedProx, and what one step means for a federation."""
+"""Local fine-tuning: batches, the optimiser, and what one step means for a federation."""
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,42 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fl_app.data.examples import Examples
-from fl_app.errors import ModelError
-from fl_app.finetune import LocalTuning, local_batches, tune
+from fl_app.finetune import local_batches, tune
 from fl_app.fomo.adapter import Adapter, LoraSpec
 from fl_app.fomo.backbone import head_modules
 from fl_app.seeding import generator
-from fl_app.tasks import Batch, Encoded, LossFunction
 from tests.fixtures_models import DEPTH, TinyModels, state_bytes, tiny_examples
 from tests.oracles import adamw
+from tests.tuning_fixtures import free_tuning, token_rows
 
 _CLASSES = "sequence_classification"
-
-
-def _settings(**changes: Any) -> LocalTuning:
-    values: dict[str, Any] = {
-        "epochs": 1,
-        "max_steps": None,
-        "batch_size": 4,
-        "lr": 0.01,
-        "head_lr": 0.002,
-        "lr_final": 1.0,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "clip_norm": 1e9,
-        "logit_adjustment": 0.0,
-        "proximal_mu": 0.0,
-    }
-    return LocalTuning(**(values | changes))
-
-
-def _encoded(lengths: Sequence[int]) -> Encoded:
-    size = len(lengths)
-    return Encoded([[0]] * size, [0] * size, np.array(lengths, np.int64))
 
 
 def _adapter(tiny: TinyModels, family: str, task: str) -> Adapter:
@@ -72,7 +45,7 @@ def test_every_epoch_sees_every_example_once(
     lengths: list[int], batch_size: int, epochs: int, seed: int
 ) -> None:
     """In batches of at most the size, none empty, as many in each epoch; the stream decides."""
-    encoded = _encoded(lengths)
+    encoded = token_rows(lengths)
 
     def deal() -> list[list[int]]:
         rng = generator(seed, "local")
@@ -92,7 +65,9 @@ def test_every_epoch_sees_every_example_once(
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=32), seed=st.integers(0, 99))
 def test_batches_of_one_pool_do_not_overlap_in_length(lengths: list[int], seed: int) -> None:
     """Up to eight batches are cut from one sorted pool, so little padding is computed."""
-    batches = local_batches(_encoded(lengths), batch_size=4, epochs=1, rng=generator(seed, "local"))
+    batches = local_batches(
+        token_rows(lengths), batch_size=4, epochs=1, rng=generator(seed, "local")
+    )
     spans = sorted((min(s), max(s)) for s in ([lengths[i] for i in batch] for batch in batches))
     assert all(one[1] <= two[0] for one, two in itertools.pairwise(spans))
 
@@ -100,11 +75,11 @@ def test_batches_of_one_pool_do_not_overlap_in_length(lengths: list[int], seed: 
 def test_chance_stays_in() -> None:
     """Equal lengths: which examples share a batch, and the order of batches, differ by epoch."""
     first, second, third, fourth = local_batches(
-        _encoded([3] * 40), batch_size=20, epochs=2, rng=generator(0, "local")
+        token_rows([3] * 40), batch_size=20, epochs=2, rng=generator(0, "local")
     )
     assert {frozenset(first), frozenset(second)} != {frozenset(third), frozenset(fourth)}
     starts = [
-        next(local_batches(_encoded([1, 2]), batch_size=1, epochs=1, rng=generator(seed, "s")))
+        next(local_batches(token_rows([1, 2]), batch_size=1, epochs=1, rng=generator(seed, "s")))
         for seed in range(20)
     ]
     assert {tuple(start) for start in starts} == {(0,), (1,)}  # one side only: 2 in a million
@@ -128,7 +103,7 @@ def test_tuning_equals_adamw_by_the_book(
     """The same batches through a hand-written optimiser in float64."""
     task = tiny.task(family, task_name)
     encoded = task.encode(tiny_examples(10))
-    tuning = _settings(epochs=2, **changes)
+    tuning = free_tuning(epochs=2, **changes)
     batches = list(local_batches(encoded, batch_size=4, epochs=2, rng=generator(0, "local")))
     reference = _adapter(tiny, family, task_name)
     losses: list[float] = []
@@ -178,7 +153,7 @@ def test_tuning_repeats_bit_for_bit(tiny: TinyModels) -> None:
     def tuned(seed: int) -> dict[str, bytes]:
         adapter = _adapter(tiny, "bert", _CLASSES)
         torch.manual_seed(seed)
-        tune(adapter.model, adapter.parameters, task, encoded, _settings(), generator(0, "local"))
+        tune(adapter.model, adapter.parameters, task, encoded, free_tuning(), generator(0, "local"))
         return state_bytes(adapter.model)
 
     assert tuned(1) == tuned(2)
@@ -190,7 +165,7 @@ def test_max_steps_ends_within_an_epoch(tiny: TinyModels) -> None:
     encoded = task.encode(tiny_examples(10))
     adapter = _adapter(tiny, "bert", _CLASSES)
     for max_steps, expected in ((2, 2), (100, 6), (None, 6)):
-        tuning = _settings(epochs=2, max_steps=max_steps)
+        tuning = free_tuning(epochs=2, max_steps=max_steps)
         _, steps = tune(
             adapter.model, adapter.parameters, task, encoded, tuning, generator(0, "local")
         )
@@ -202,7 +177,7 @@ def test_two_learning_rates(tiny: TinyModels) -> None:
     task = tiny.task("bert", _CLASSES)
     adapter = _adapter(tiny, "bert", _CLASSES)
     before = adapter.read()
-    tuning = _settings(max_steps=1)
+    tuning = free_tuning(max_steps=1)
     encoded = task.encode(tiny_examples(8))
     tune(adapter.model, adapter.parameters, task, encoded, tuning, generator(0, "local"))
     for name, array in adapter.read().items():
@@ -211,88 +186,6 @@ def test_two_learning_rates(tiny: TinyModels) -> None:
             continue
         rate = tuning.lr if ".lora_B." in name else tuning.head_lr
         assert float(np.abs(array - before[name]).max()) == pytest.approx(rate, rel=1e-3)
-
-
-class _Linear:
-    """A task whose loss is slope * w: every gradient of the data is known."""
-
-    metric, higher_is_better = "loss", False
-
-    def __init__(self, slope: NDArray[np.float32], bad_step: int | None = None) -> None:
-        self._slope = torch.from_numpy(slope)
-        self._bad_step = bad_step
-        self.seen: list[NDArray[np.float32]] = []
-
-    def encode(self, examples: Examples) -> Encoded:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def batch(self, encoded: Encoded, indices: Sequence[int]) -> Batch:
-        return {}
-
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        self.seen.append(model.detach().numpy().copy())
-        loss: torch.Tensor = (self._slope * model).sum()
-        return loss * float("nan") if len(self.seen) == self._bad_step else loss
-
-    def class_shares(self, encoded: Encoded) -> tuple[float, ...]:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def class_counts(self, encoded: Encoded) -> NDArray[np.int64]:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def adjusts(self, logit_adjustment: float) -> bool:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
-        return self.loss
-
-    def counted_loss(self, counts: NDArray[np.int64], logit_adjustment: float) -> LossFunction:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def score(self, model: Any, batch: Batch) -> tuple[float, float]:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-    def measure(self, total: float, count: float) -> float:
-        raise AssertionError("local tuning asks a task for batches and losses only")
-
-
-@pytest.mark.parametrize("mu", [0.0, 0.7])
-def test_fedprox_pulls_back_from_both_sides(mu: float) -> None:
-    """Gradient = slope + mu (w - w_received), for entries that rise and entries that fall."""
-    received = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
-    slope = np.array([0.3, -0.3, 2.0, -2.0], np.float32)
-    w = nn.Parameter(torch.from_numpy(received.copy()))
-    gradients: list[NDArray[np.float32]] = []
-
-    def note(*_: Any) -> None:
-        assert w.grad is not None
-        gradients.append(w.grad.numpy().copy())
-
-    task = _Linear(slope)
-    tuning = _settings(epochs=3, batch_size=1, head_lr=0.1, proximal_mu=mu)
-    handle: Any = register_optimizer_step_pre_hook(note)
-    try:
-        loss, steps = tune(w, {"w": w}, task, _encoded([1]), tuning, generator(0, "local"))
-    finally:
-        handle.remove()
-    assert steps == 3
-    moved = task.seen[-1] - received
-    assert (np.sign(moved) == -np.sign(slope)).all()
-    for at, gradient in zip(task.seen, gradients, strict=True):
-        np.testing.assert_allclose(gradient, slope + mu * (at - received), rtol=1e-6)
-    # the loss reported is the data's, without the pull
-    assert loss == pytest.approx(np.mean([(slope * at).sum() for at in task.seen]), rel=1e-6)
-
-
-@pytest.mark.parametrize("bad_step", [1, 3])
-def test_loss_that_is_not_finite_is_an_error(bad_step: int) -> None:
-    """The text names the step, both rates and so the remedy; parameters stay finite."""
-    w = nn.Parameter(torch.ones(2))
-    task = _Linear(np.ones(2, np.float32), bad_step)
-    text = rf"loss is nan at local step {bad_step}; lower finetune\.lr=0\.01 or finetune\.head_lr="
-    with pytest.raises(ModelError, match=text):
-        tune(w, {"w": w}, task, _encoded([1] * 16), _settings(), generator(0, "local"))
-    assert torch.isfinite(w).all()
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
@@ -340,7 +233,7 @@ def test_who_watches_sees_the_gradient_of_the_loss_without_the_pull(tiny: TinyMo
         gradients = {n: p.grad.clone() for n, p in adapter.parameters.items() if p.grad is not None}
         seen.append((adapter.read(), gradients))
 
-    tuning = _settings(proximal_mu=1e4, max_steps=2)
+    tuning = free_tuning(proximal_mu=1e4, max_steps=2)
     tune(adapter.model, adapter.parameters, task, encoded, tuning, generator(0, "x"), watch=watch)
     batches = list(local_batches(encoded, batch_size=4, epochs=1, rng=generator(0, "x")))
     assert len(seen) == 2

@@ -2,47 +2,33 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_app.errors import ConfigError, ModelError, WireError
+from fl_app.errors import ConfigError, ModelError
 from fl_app.fomo.adapter import Adapter
 from fl_app.fomo.backbone import head_modules
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec
-from fl_app.seeding import torch_seed
 from fl_app.updates import Update
 from fl_app.zeroth_order import (
     Pair,
     accumulated,
-    combine,
     direction,
-    from_arrays,
     merged,
     perturbed,
     rebuild,
     scalar,
     shapes_of,
-    to_arrays,
 )
 from tests.fixtures_models import DEPTH, TinyModels
+from tests.pair_fixtures import EPS32, EPS64, SHAPES, THETA, flat
 
-SHAPES = {"b": (4,), "a": (2, 3)}
-EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
-THETA: Update = {
-    name: np.random.default_rng(3).normal(0, 1, shape).astype(np.float32)
-    for name, shape in SHAPES.items()
-}
 PAIRS = st.lists(st.builds(Pair, st.integers(0, 5), st.floats(-100, 100)), min_size=1, max_size=12)
-
-
-def _flat(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)]).astype(np.float64)
 
 
 def _slope(loss: Callable[[Update], float], theta: Update, seed: int, eps: float) -> float:
@@ -92,9 +78,9 @@ def test_directions_are_standard_normal_and_independent() -> None:
 def test_a_perturbed_adapter_is_rounded_once_and_leaves_the_original() -> None:
     before = _bits(THETA)
     moved = perturbed(THETA, 7, 1e-3)
-    exact = _flat(THETA) + 1e-3 * _flat(direction(7, SHAPES))
-    assert (np.abs(_flat(moved) - exact) <= EPS32 / 2 * np.abs(exact)).all()
-    assert not np.array_equal(_flat(moved), _flat(THETA))
+    exact = flat(THETA) + 1e-3 * flat(direction(7, SHAPES))
+    assert (np.abs(flat(moved) - exact) <= EPS32 / 2 * np.abs(exact)).all()
+    assert not np.array_equal(flat(moved), flat(THETA))
     assert _bits(THETA) == before
 
 
@@ -106,9 +92,9 @@ def test_the_slope_of_a_linear_function_is_exact() -> None:
     weights = np.linspace(-2, 3, 10)
     eps = 0.25
     for seed in range(20):
-        drawn = _flat(direction(seed, SHAPES))
-        given_slope = _slope(lambda theta: float(weights @ _flat(theta)), THETA, seed, eps)
-        rounding = EPS32 / 2 * np.abs(weights) @ (np.abs(_flat(THETA)) + eps * np.abs(drawn)) / eps
+        drawn = flat(direction(seed, SHAPES))
+        given_slope = _slope(lambda theta: float(weights @ flat(theta)), THETA, seed, eps)
+        rounding = EPS32 / 2 * np.abs(weights) @ (np.abs(flat(THETA)) + eps * np.abs(drawn)) / eps
         assert abs(given_slope - weights @ drawn) <= 1.01 * rounding
 
 
@@ -117,8 +103,8 @@ def test_the_bias_on_a_cubic_is_eps_squared_times_the_cube(eps: float) -> None:
     """L = sum theta^3 at 0 has slope 0, and (L(eps z) - L(-eps z)) / (2 eps) = eps^2 sum z^3."""
     zero: Update = {name: np.zeros_like(array) for name, array in THETA.items()}
     for seed in range(10):
-        drawn = _flat(direction(seed, SHAPES))
-        found = _slope(lambda theta: float((_flat(theta) ** 3).sum()), zero, seed, eps)
+        drawn = flat(direction(seed, SHAPES))
+        found = _slope(lambda theta: float((flat(theta) ** 3).sum()), zero, seed, eps)
         # eps is a power of two, so eps z is exact in float32
         assert found == pytest.approx(eps**2 * (drawn**3).sum(), rel=1e-12, abs=1e-12)
         assert abs(found) > 1e-4
@@ -142,15 +128,15 @@ def test_the_estimate_is_unbiased_on_a_quadratic() -> None:
     matrix, centre = root @ root.T / 10, rng.normal(0, 1, 10)
 
     def loss(theta: Update) -> float:
-        off = _flat(theta) - centre
+        off = flat(theta) - centre
         return float(off @ matrix @ off / 2)
 
-    at = torch.tensor(_flat(THETA), requires_grad=True)
+    at = torch.tensor(flat(THETA), requires_grad=True)
     off = at - torch.from_numpy(centre)
     (off @ torch.from_numpy(matrix) @ off / 2).backward()  # type: ignore[no-untyped-call]
     assert at.grad is not None
     seeds = range(4000)
-    estimates = np.stack([_slope(loss, THETA, s, 0.5) * _flat(direction(s, SHAPES)) for s in seeds])
+    estimates = np.stack([_slope(loss, THETA, s, 0.5) * flat(direction(s, SHAPES)) for s in seeds])
     # a slope moves by at most the rounded coordinates' share: negligible, yet accounted for
     _assert_unbiased(estimates, at.grad.numpy(), rest=1e-5)
 
@@ -174,7 +160,7 @@ def test_the_estimate_is_unbiased_on_a_model(tiny: TinyModels) -> None:
     task, batch = tiny.task("bert", backbone.task), tiny.batch("bert", backbone.task, 4)
     task.loss(adapter.model, batch).backward()  # type: ignore[no-untyped-call]
     own = {name: p.grad.numpy().copy() for name, p in adapter.parameters.items()}  # type: ignore[union-attr]
-    gradient = _flat(own)
+    gradient = flat(own)
     assert np.abs(own[PROMPT_NAME]).max() > 0
 
     def loss(at: Update) -> float:
@@ -184,9 +170,9 @@ def test_the_estimate_is_unbiased_on_a_model(tiny: TinyModels) -> None:
 
     eps, estimates, bias = 2.0**-8, [], 0.0
     # each coordinate of theta +- eps z is rounded to float32
-    rounding = EPS32 / eps * np.abs(gradient) @ (np.abs(_flat(theta)) + 5 * eps)
+    rounding = EPS32 / eps * np.abs(gradient) @ (np.abs(flat(theta)) + 5 * eps)
     for seed in range(400):
-        drawn = _flat(direction(seed, shapes_of(theta)))
+        drawn = flat(direction(seed, shapes_of(theta)))
         slope = _slope(loss, theta, seed, eps)
         if seed < 20:
             wider = _slope(loss, theta, seed, 2 * eps)
@@ -222,13 +208,13 @@ def test_rebuilding_is_stepping_one_by_one_in_whatever_order(
     order.shuffle(shuffled)  # type: ignore[attr-defined]
     rebuilt = rebuild(THETA, pairs, lr)
     assert _bits(rebuild(THETA, shuffled, lr)) == _bits(rebuilt)
-    stepped = _flat(THETA)
+    stepped = flat(THETA)
     reach = np.abs(stepped)
     for seed, coefficient in shuffled:
-        step = lr * coefficient * _flat(direction(seed, SHAPES))
+        step = lr * coefficient * flat(direction(seed, SHAPES))
         stepped, reach = stepped - step, reach + np.abs(step)
     bound = EPS32 / 2 * np.abs(stepped) + 4 * (len(pairs) + 1) * EPS64 * reach
-    assert (np.abs(_flat(rebuilt) - stepped) <= bound).all()
+    assert (np.abs(flat(rebuilt) - stepped) <= bound).all()
 
 
 @given(PAIRS, PAIRS)
@@ -237,9 +223,9 @@ def test_accumulating_in_two_parts_is_accumulating_at_once(
     first: list[Pair], second: list[Pair]
 ) -> None:
     """What rounds add up is what one long round gives, to float64 rounding."""
-    parts = _flat(accumulated(first, SHAPES)) + _flat(accumulated(second, SHAPES))
-    reach = sum(abs(c) * np.abs(_flat(direction(s, SHAPES))) for s, c in (*first, *second))
-    whole = _flat(accumulated([*first, *second], SHAPES))
+    parts = flat(accumulated(first, SHAPES)) + flat(accumulated(second, SHAPES))
+    reach = sum(abs(c) * np.abs(flat(direction(s, SHAPES))) for s, c in (*first, *second))
+    whole = flat(accumulated([*first, *second], SHAPES))
     assert (np.abs(whole - parts) <= 4 * (len(first) + len(second)) * EPS64 * reach).all()
 
 
@@ -251,67 +237,3 @@ def test_coefficients_of_a_seed_are_added_exactly() -> None:
 
 def test_no_pairs_change_nothing() -> None:
     assert _bits(rebuild(THETA, [], 0.1)) == _bits(THETA)
-
-
-# --- many devices ------------------------------------------------------------------------------
-
-
-def _devices(num_devices: int, num_pairs: int, *, shared: bool = False) -> list[list[Pair]]:
-    rng = np.random.default_rng(4)
-    return [
-        [
-            Pair(torch_seed(0, "test", 0 if shared else device, i), float(rng.normal(0, 2)))
-            for i in range(num_pairs)
-        ]
-        for device in range(num_devices)
-    ]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_combined_pairs_rebuild_the_mean_of_the_devices(shared: bool) -> None:
-    """FedAvg of the adapters, in float64, without one of them being sent."""
-    devices, weights, lr = _devices(4, 6, shared=shared), [1.0, 5.0, 2.0, 2.0], 0.1
-    both = combine(devices, weights)
-    assert len(both) == (6 if shared else 24)
-    sums = [_flat(accumulated(pairs, SHAPES)) for pairs in devices]
-    mean = sum(w * total for w, total in zip(weights, sums, strict=True)) / sum(weights)
-    wanted = _flat(THETA) - lr * mean
-    reach = np.abs(_flat(THETA)) + lr * sum(np.abs(total) for total in sums)
-    bound = EPS32 / 2 * np.abs(wanted) + 200 * EPS64 * reach
-    assert (np.abs(_flat(rebuild(THETA, both, lr)) - wanted) <= bound).all()
-    turned = combine(devices[::-1], weights[::-1])
-    assert turned == both
-
-
-@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])
-def test_weights_that_are_none_are_refused(weights: Sequence[float]) -> None:
-    with pytest.raises(ConfigError, match="2 devices"):
-        combine(_devices(2, 1), weights)
-
-
-def test_a_round_of_ten_devices_and_fifty_directions_is_small() -> None:
-    """500 pairs of 16 bytes and a header; what arrives is what was sent, to the bit."""
-    pairs = combine(_devices(10, 50), [1.0] * 10)
-    blob = safetensors.numpy.save(to_arrays(pairs))
-    assert 500 * 16 <= len(blob) < 500 * 16 + 300 < 20_000
-    assert from_arrays(safetensors.numpy.load(blob)) == pairs
-
-
-@pytest.mark.parametrize(
-    ("seeds", "coefficients", "reason"),
-    [
-        (np.array([1.0]), np.array([1.0]), "wrong-shape"),
-        (np.array([1]), np.array([1.0], np.float32), "wrong-shape"),
-        (np.array([[1]]), np.array([[1.0]]), "wrong-shape"),
-        (np.array([1, 2]), np.array([1.0]), "wrong-shape"),
-        (np.array([-1]), np.array([1.0]), "damaged"),
-        (np.array([1]), np.array([math.nan]), "not-finite"),
-        (np.array([1, 1]), np.array([1e308, 1e308]), "not-finite"),
-    ],
-)
-def test_pairs_that_cannot_be_are_refused(
-    seeds: np.ndarray, coefficients: np.ndarray, reason: str
-) -> None:
-    with pytest.raises(WireError) as error:
-        from_arrays({"seeds": seeds, "coefficients": coefficients})
-    assert error.value.reason == reason

@@ -5,7 +5,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from scripts import class_table
 from tests.federation_fixtures import TinyFederation, tiny_federation
@@ -14,13 +16,28 @@ __all__ = ["tiny_federation"]
 
 SPLIT = ("strategy.emulator.left=2", "strategy.emulator.middle=-1", "strategy.emulator.right=2")
 RANKS, ROUNDS = (1, 2, 4), 2
-HEAD, WIDTH, MAPS = 4 * 16 + 4, 16, 2
-"""Of the tiny model: the head of four classes, and query and value of every block."""
+WIDTH = 16
+"""Of the tiny model."""
 
 
 def _row(run: str, seed: int, accuracy: float, discarded: float | None = None) -> Any:
     counts = {name: 100.0 * (seed + 1) for name in class_table.COUNTS}
     return {"run": run, "seed": seed, "accuracy": accuracy, "discarded": discarded, **counts}
+
+
+def _blob(rank: int, *, has_a: bool = False, has_head: bool = True) -> int:
+    """Bytes of the tiny model's serialised adapter: as many as of zeros of its shapes."""
+    head = "base_model.model.classifier"
+    shapes: dict[str, tuple[int, ...]] = {}
+    if has_head:
+        shapes = {f"{head}.weight": (4, WIDTH), f"{head}.bias": (4,)}
+    for block in (0, 1, 3, 4) if rank else ():
+        for side in ("query", "value"):
+            stem = f"base_model.model.bert.encoder.layer.{block}.attention.self.{side}.lora_"
+            shapes[f"{stem}B.weight"] = (WIDTH, rank)
+            if has_a:
+                shapes[f"{stem}A.weight"] = (rank, WIDTH)
+    return len(safetensors.numpy.save({n: np.zeros(s, np.float32) for n, s in shapes.items()}))
 
 
 def test_summary_by_hand() -> None:
@@ -56,24 +73,21 @@ def test_three_classes_by_every_rule_and_not_made_twice(
     for run, rank in (("high", 4), ("low", 1), ("high_exact", 4), ("low_exact", 1)):
         assert runs[run]["ranks"] == {"server": [rank, rank, 0, rank, rank]}
         assert runs[run]["control_bytes"] == 0
-    # one device a class: what each sends but for the frame around it, which differs by names
-    reals = {
-        "pad": 3 * HEAD + 4 * MAPS * WIDTH * sum(RANKS),
-        "flex": 3 * HEAD + 4 * MAPS * 2 * WIDTH * sum(RANKS),
-        "high": 3 * (HEAD + 4 * MAPS * WIDTH * 4),
-        "low": 3 * (HEAD + 4 * MAPS * WIDTH),
-        "high_exact": 3 * (HEAD + 4 * MAPS * 2 * WIDTH * 4),
+    # one device of each class in every round, all of whom are sent what they send back
+    sent = {
+        "pad": sum(_blob(rank) for rank in RANKS),
+        "flex": sum(_blob(rank, has_a=True) for rank in RANKS),
+        "high": 3 * _blob(4),
+        "low": 3 * _blob(1),
+        "high_exact": 3 * _blob(4, has_a=True),
+        "low_exact": 3 * _blob(1, has_a=True),
     }
-    frames = {run: runs[run]["uplink_bytes"] - ROUNDS * 4 * reals[run] for run in reals}
-    names = {run: 2 + 4 * MAPS * (2 if run in ("flex", "high_exact") else 1) for run in reals}
-    for run, frame in frames.items():
-        per_name = frame / (ROUNDS * 3 * names[run])
-        assert 60 < per_name < 200  # a name, a shape and two offsets
-        assert runs[run]["downlink_bytes"] >= runs[run]["uplink_bytes"]
+    for run, num_bytes in sent.items():
+        assert runs[run]["uplink_bytes"] == ROUNDS * num_bytes
+        assert runs[run]["downlink_bytes"] == ROUNDS * num_bytes + runs[run]["control_bytes"]
     # heads in both rounds, and the one stack of the first to each of three devices
-    stack = 4 * MAPS * 2 * WIDTH * sum(RANKS)
-    sent = runs["stack"]["downlink_bytes"] - 4 * (ROUNDS * 3 * HEAD + 3 * stack)
-    assert 0 < sent < 3 * (4 * MAPS * 2 + 2 * ROUNDS) * 200
+    heads = ROUNDS * 3 * _blob(0) + 3 * _blob(sum(RANKS), has_a=True, has_head=False)
+    assert runs["stack"]["downlink_bytes"] == heads + runs["stack"]["control_bytes"]
     assert runs["stack"]["uplink_bytes"] == runs["flex"]["uplink_bytes"]
     assert runs["zero"]["uplink_bytes"] == runs["pad"]["uplink_bytes"]
     assert runs["pad_factors"]["uplink_bytes"] == runs["flex"]["uplink_bytes"]

@@ -1,43 +1,25 @@
-"""Flower's rules as the server's rule: each does what its paper says, and says what it takes."""
+"""Flower's rules as the server's rule: each does what its paper says."""
 
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_app.errors import ConfigError, DeftError, RunError
-from fl_app.local_grid import LocalGrid
 from fl_app.updates import Update
 from strategies.rules import RULES, ServerRule
 from tests.federation_fixtures import Player, assert_float32_mean, fedavg64
+from tests.rule_fixtures import drawn_adapters, flower_process
+
+__all__ = ["flower_process"]
+
 
 EPS = float(np.finfo(np.float32).eps)
 NUM_DEVICES = 7
 """Enough for Bulyan with one malicious node: 4 f + 3."""
-
-
-@pytest.fixture(autouse=True)
-def flower_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's messages need the identity its own processes have."""
-    # Bulyan collects garbage once per device, which takes long in a process as large as this
-    monkeypatch.setattr("flwr.app.message.arrayrecord.gc.collect", lambda: 0)
-    LocalGrid(lambda *_: None, num_nodes=1, run_config={})._folder.cleanup()  # type: ignore[arg-type]
-
-
-def _adapters(num_rows: int, seed: int = 0) -> tuple[Update, list[Update], np.ndarray]:
-    """An adapter, tuned ones (both signs, not square, a lone number) and unequal weights."""
-    rng = np.random.default_rng(seed)
-    shapes = {"a": (3, 5), "b": (4,), "c": (2, 1), "d": ()}
-
-    def draw() -> Update:
-        return {k: np.asarray(rng.normal(size=s), np.float32) for k, s in shapes.items()}
-
-    return draw(), [draw() for _ in range(num_rows)], rng.integers(1, 99, num_rows).astype(float)
 
 
 def _apply(rule: ServerRule, start: Update, rows: Sequence[Update], weights: np.ndarray) -> Update:
@@ -51,7 +33,7 @@ def _stacked(rows: Sequence[Update], name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_runs_with_its_defaults(name: str) -> None:
-    start, rows, weights = _adapters(NUM_DEVICES)
+    start, rows, weights = drawn_adapters(NUM_DEVICES)
     before = [{k: v.copy() for k, v in row.items()} for row in rows]
     rule = ServerRule(name, {})
     for number in (1, 2):
@@ -69,7 +51,7 @@ def test_every_rule_runs_with_its_defaults(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_maps_equal_adapters_to_where_they_agree(name: str) -> None:
     """Seven devices that agree move the server there; adaptive rules move in that direction."""
-    start, (row, *_), _ = _adapters(1)
+    start, (row, *_), _ = drawn_adapters(1)
     after = _apply(ServerRule(name, {}), start, [row] * NUM_DEVICES, np.full(NUM_DEVICES, 5.0))
     for key in start:
         if name in ("fedadam", "fedyogi", "fedadagrad"):
@@ -82,7 +64,7 @@ def test_every_rule_maps_equal_adapters_to_where_they_agree(name: str) -> None:
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(num_rows=st.integers(1, 8), seed=st.integers(0, 99))
 def test_fedavg_is_the_weighted_mean_in_float64(num_rows: int, seed: int) -> None:
-    _, rows, weights = _adapters(num_rows, seed)
+    _, rows, weights = drawn_adapters(num_rows, seed)
     nothing = {key: np.zeros_like(array) for key, array in rows[0].items()}
     after = _apply(ServerRule("fedavg", {}), nothing, rows, weights)
     assert_float32_mean(after, fedavg64(nothing, rows, list(weights)), nothing, rows)
@@ -90,7 +72,7 @@ def test_fedavg_is_the_weighted_mean_in_float64(num_rows: int, seed: int) -> Non
 
 @pytest.mark.parametrize("num_rows", [1, 4, 5])
 def test_fedmedian_is_the_median_of_each_entry(num_rows: int) -> None:
-    start, rows, weights = _adapters(num_rows)
+    start, rows, weights = drawn_adapters(num_rows)
     after = _apply(ServerRule("fedmedian", {}), start, rows, weights)
     for key in start:
         wanted = np.median(np.stack([row[key] for row in rows]), axis=0)
@@ -98,7 +80,7 @@ def test_fedmedian_is_the_median_of_each_entry(num_rows: int) -> None:
 
 
 def test_fedtrimmedavg_drops_the_extremes_of_each_entry() -> None:
-    start, rows, weights = _adapters(5)
+    start, rows, weights = drawn_adapters(5)
     after = _apply(ServerRule("fedtrimmedavg", {"beta": 0.2}), start, rows, weights)
     for key in start:
         inner = np.sort(_stacked(rows, key), axis=0)[1:-1]
@@ -108,7 +90,7 @@ def test_fedtrimmedavg_drops_the_extremes_of_each_entry() -> None:
 
 def test_krum_takes_the_adapter_with_the_nearest_neighbours() -> None:
     """Blanchard et al. 2017: the smallest sum of distances to its n - f - 2 nearest."""
-    start, rows, weights = _adapters(6)
+    start, rows, weights = drawn_adapters(6)
     centre = rows[0]
     rng = np.random.default_rng(1)
     near = [
@@ -127,7 +109,7 @@ def test_krum_takes_the_adapter_with_the_nearest_neighbours() -> None:
 
 @pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan", "fedmedian"])
 def test_robust_rules_shut_an_outlier_out(name: str) -> None:
-    start, (row, *_), _ = _adapters(1)
+    start, (row, *_), _ = drawn_adapters(1)
     rng = np.random.default_rng(2)
     rows = [
         {k: (v + 0.01 * rng.normal(size=v.shape)).astype(np.float32) for k, v in row.items()}
@@ -165,7 +147,7 @@ def _adaptive(name: str, delta: np.ndarray, options: dict[str, float]) -> np.nda
 @pytest.mark.parametrize("given_options", [{}, {"eta": 0.02, "tau": 0.1}])
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
 def test_one_adaptive_step_is_the_closed_form(name: str, given_options: dict[str, float]) -> None:
-    start, rows, weights = _adapters(4)
+    start, rows, weights = drawn_adapters(4)
     after = _apply(ServerRule(name, given_options), start, rows, weights)
     defaults = {
         key: parameter.default
@@ -186,7 +168,7 @@ def test_one_adaptive_step_is_the_closed_form(name: str, given_options: dict[str
 
 def test_fedavgm_adds_momentum() -> None:
     """Hsu et al. 2019 (arXiv:1909.06335): v <- beta v + (w - mean), w <- w - lr v."""
-    start, rows, weights = _adapters(3)
+    start, rows, weights = drawn_adapters(3)
     rule = ServerRule("fedavgm", {"server_learning_rate": 0.5, "server_momentum": 0.9})
     given_now, wanted = start, {k: v.astype(np.float64) for k, v in start.items()}
     velocity = {k: np.zeros_like(v) for k, v in wanted.items()}
@@ -203,7 +185,7 @@ def test_fedavgm_adds_momentum() -> None:
 
 
 def test_only_fedprox_announces_a_proximal_term() -> None:
-    start, _, _ = _adapters(1)
+    start, _, _ = drawn_adapters(1)
     assert ServerRule("fedprox", {"proximal_mu": 0.25}).announce(1, start) == 0.25
     assert {ServerRule(name, {}).announce(1, start) for name in RULES} == {0.0}
 
@@ -239,70 +221,3 @@ def test_a_rule_with_options_runs_in_a_federation(player: Player) -> None:
     for name, array in played.outcome.adapter.items():
         moved = np.abs(array.astype(np.float64) - played.start[name])
         assert 0 < moved.max() <= largest + 2 * EPS * np.abs(array).max()
-
-
-# --- errors ------------------------------------------------------------------------------------
-
-
-def test_an_unknown_rule_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError) as error:
-        ServerRule("fedbest", {})
-    assert "strategy.server_rule.name='fedbest'" in str(error.value)
-    assert all(name in str(error.value) for name in RULES)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "says"),
-    [
-        ("fedadam", {"etta": 0.1}, ["etta", "eta", "beta_1", "beta_2", "tau"]),
-        ("fedavg", {"eta": 0.1}, ["eta", "fedavg takes no options"]),
-        ("fedavg", {"fraction_train": 1.0}, ["fraction_train", "no options"]),
-        ("bulyan", {"selection_rule": "x"}, ["selection_rule", "num_malicious_nodes"]),
-        ("fedtrimmedavg", {"beta": 0.7}, ["beta", "0.7", "[0, 0.5)"]),
-        ("fedadam", {"eta": "fast"}, ["eta", "fast", "float"]),
-        ("fedadam", {"eta": None}, ["eta", "None", "float"]),
-        ("fedadam", {"eta": True}, ["eta", "True", "float"]),
-        ("krum", {"num_malicious_nodes": 1.5}, ["num_malicious_nodes", "1.5", "int"]),
-    ],
-)
-def test_an_unusable_option_is_named(name: str, options: dict[str, Any], says: list[str]) -> None:
-    with pytest.raises(ConfigError) as error:
-        ServerRule(name, options)
-    assert all(word in str(error.value) for word in says), str(error.value)
-
-
-def test_whole_numbers_do_for_real_ones() -> None:
-    assert ServerRule("fedprox", {"proximal_mu": 1}).announce(1, _adapters(1)[0]) == 1.0
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_every_rule_survives_a_single_reply_or_says_why_not(name: str) -> None:
-    start, rows, weights = _adapters(1)
-    rule = ServerRule(name, {})
-    rule.announce(1, start)
-    if name == "bulyan":  # it needs 4 f + 3
-        with pytest.raises(RunError, match="bulyan"):
-            rule.apply(1, rows, weights)
-        return
-    assert rule.apply(1, rows, weights).keys() == start.keys()
-
-
-def test_errors_of_the_rule_are_errors_of_the_run() -> None:
-    start, rows, weights = _adapters(2)
-    rule = ServerRule("fedadam", {"beta_1": 1.0})  # divides by 1 - beta_1^2
-    rule.announce(1, start)
-    with pytest.raises(DeftError), np.errstate(all="raise"):
-        rule.apply(1, rows, weights)
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_every_option_of_every_rule_can_be_set(name: str) -> None:
-    """Flower's own defaults, given back as options, are all accepted."""
-    with pytest.raises(ConfigError) as error:
-        ServerRule(name, {"no-such-option": 0})
-    listed = str(error.value).split(" takes ")[1]
-    known = [] if listed == "no options" else listed.split(", ")
-    signature = inspect.signature(RULES[name].__init__).parameters
-    ServerRule(name, {key: signature[key].default for key in known})
-    paper = {"fedprox": {"proximal_mu"}, "fedavgm": {"server_learning_rate", "server_momentum"}}
-    assert paper.get(name, set()) <= set(known)

@@ -1,23 +1,18 @@
-"""The adapter: names, starting values, plug-in round trip, and PEFT's own format."""
+"""The adapter: names, targets, plug-in round trip, and PEFT's own format."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
 
 from fl_app.errors import ModelError
 from fl_app.finetune import tune
-from fl_app.fomo.adapter import Adapter, LoraSpec
-from fl_app.fomo.backbone import auto_class, head_modules
+from fl_app.fomo.backbone import auto_class
 from fl_app.fomo.blocks import block_of, stack_paths
 from fl_app.fomo.emulator import Split, build_emulator, full_split
 from fl_app.seeding import generator
-from fl_app.updates import Update
+from tests.adapter_fixtures import SPLIT, adapter_of, random_like, spec_of
 from tests.fixtures_models import (
     CASES,
     DEPTH,
@@ -28,40 +23,8 @@ from tests.fixtures_models import (
 )
 from tests.tuning_fixtures import tuning_of
 
-_SPLIT = Split(1, 2, 1, DEPTH)
 _TUNED = ("lora_", "modules_to_save")  # what PEFT adds to the names of tuned weights
 _TUNING = tuning_of()
-
-
-def _spec(**changes: Any) -> LoraSpec:
-    settings: dict[str, Any] = {"rank": 2, "alpha": 4.0, "targets": (), "train_a": True}
-    return LoraSpec(**(settings | changes))
-
-
-def _adapter(
-    model: Any,
-    task: str,
-    blocks: Sequence[int] = tuple(range(DEPTH)),
-    spec: LoraSpec | None = None,
-    seed: int = 0,
-    split: Split = _SPLIT,
-) -> Adapter:
-    return Adapter(
-        model,
-        blocks=blocks,
-        tuned_blocks=split.outer,
-        heads=head_modules(model, task),
-        spec=spec or _spec(),
-        seed=seed,
-    )
-
-
-def _random(like: Update) -> Update:
-    """Draws values for all tunable parameters, large enough to show in the logits."""
-    rng = generator(0, "adapter")
-    return {
-        name: rng.normal(0, 0.3, array.shape).astype(np.float32) for name, array in like.items()
-    }
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -86,11 +49,11 @@ def test_plug_in_round_trip_and_plain_peft(
     backbone = tiny.load(family, task)
     batch = tiny.batch(family, task, 5)
     prepared = tiny.task(family, task)
-    emulator = build_emulator(backbone.model, task, _SPLIT)
+    emulator = build_emulator(backbone.model, task, SPLIT)
     bare = [logits_of(model, batch) for model in (backbone.model, emulator)]
-    spec = _spec(train_a=train_a)
-    full = _adapter(backbone.model, task, spec=spec)
-    emulated = _adapter(emulator, task, _SPLIT.blocks, spec)
+    spec = spec_of(train_a=train_a)
+    full = adapter_of(backbone.model, task, spec=spec)
+    emulated = adapter_of(emulator, task, SPLIT.blocks, spec)
     started = [logits_of(adapter.model, batch) for adapter in (full, emulated)]
     assert all(torch.equal(one, two) for one, two in zip(bare, started, strict=True))
     start = full.read()
@@ -132,8 +95,8 @@ def test_only_the_outer_blocks_get_layers_under_their_full_names(
     backbone = tiny.load(family, "causal_lm")
     split = Split(*numbers, DEPTH)
     emulator = build_emulator(backbone.model, "causal_lm", split)
-    full = _adapter(backbone.model, "causal_lm", split=split)
-    emulated = _adapter(emulator, "causal_lm", split.blocks, split=split)
+    full = adapter_of(backbone.model, "causal_lm", split=split)
+    emulated = adapter_of(emulator, "causal_lm", split.blocks, split=split)
     assert list(emulated.parameters) == list(full.parameters) == sorted(full.parameters)
     stacks = stack_paths(backbone.model)
     places = {block_of(name.removeprefix("base_model.model."), stacks) for name in full.parameters}
@@ -146,9 +109,9 @@ def test_plug_in_equals_the_emulator_where_nothing_is_dropped(tiny: TinyModels) 
     batch = tiny.batch("roberta", "sequence_classification", 6)
     split = full_split(backbone.model.config, 2, 1)
     emulator = build_emulator(backbone.model, backbone.task, split)
-    full = _adapter(backbone.model, backbone.task, split=split)
-    emulated = _adapter(emulator, backbone.task, split.blocks, split=split)
-    values = _random(full.read())
+    full = adapter_of(backbone.model, backbone.task, split=split)
+    emulated = adapter_of(emulator, backbone.task, split.blocks, split=split)
+    values = random_like(full.read())
     full.write(values)
     emulated.write(values)
     assert torch.equal(logits_of(full.model, batch), logits_of(emulated.model, batch))
@@ -159,8 +122,8 @@ def test_lora_layer_adds_scale_times_b_a(tiny: TinyModels) -> None:
     backbone = tiny.load("llama", "causal_lm")
     batch = tiny.batch("llama", "causal_lm", 4)
     plain = tiny.load("llama", "causal_lm").model
-    adapter = _adapter(backbone.model, "causal_lm", spec=_spec(rank=3, alpha=5.0))
-    values = _random(adapter.read())
+    adapter = adapter_of(backbone.model, "causal_lm", spec=spec_of(rank=3, alpha=5.0))
+    values = random_like(adapter.read())
     adapter.write(values)
     weights = dict(plain.named_parameters())
     with torch.no_grad():
@@ -186,30 +149,17 @@ def test_unknown_target_is_an_error(tiny: TinyModels, targets: tuple[str, ...], 
     with pytest.raises(
         ModelError, match=rf"peft\.targets=.*\[0, 4\].*bert.*no map {wrong};.*key.*query.*value"
     ):
-        _adapter(
+        adapter_of(
             tiny.load("bert", "sequence_classification").model,
             "sequence_classification",
-            spec=_spec(targets=targets),
+            spec=spec_of(targets=targets),
         )
-
-
-def test_a_saved_adapter_is_the_same_file_every_time(tiny: TinyModels, tmp_path: Path) -> None:
-    """PEFT keeps targets in a set, whose order differs from process to process."""
-    adapter = _adapter(
-        tiny.load("bert", "sequence_classification").model,
-        "sequence_classification",
-        spec=_spec(targets=("all-linear",)),
-    )
-    adapter.save(tmp_path)
-    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
-    assert named == sorted(named)
-    assert len(named) == 12  # query, key, value, three dense maps; two tuned blocks
 
 
 def test_chosen_targets_replace_the_default(tiny: TinyModels) -> None:
     """Names of maps inside a block."""
-    adapter = _adapter(
-        tiny.load("opt", "causal_lm").model, "causal_lm", spec=_spec(targets=("fc1",))
+    adapter = adapter_of(
+        tiny.load("opt", "causal_lm").model, "causal_lm", spec=spec_of(targets=("fc1",))
     )
     assert {name.split(".")[-3] for name in adapter.parameters} == {"fc1"}
 
@@ -237,7 +187,7 @@ def test_all_linear_takes_every_map_and_no_table(
 ) -> None:
     """T5's table of relative positions and the norms have weights, too, and stay out."""
     model = tiny.load(family, task).model
-    adapter = _adapter(model, task, spec=_spec(targets=("all-linear",)))
+    adapter = adapter_of(model, task, spec=spec_of(targets=("all-linear",)))
     adapted = [name for name in adapter.parameters if ".lora_" in name]
     assert {name.split(".")[-3] for name in adapted} == maps
     # none of them is in the head or the pooler, whose maps may have the same names
@@ -248,76 +198,6 @@ def test_all_linear_takes_every_map_and_no_table(
 def test_frozen_a_is_not_a_parameter(tiny: TinyModels) -> None:
     """What is not tuned is not sent."""
     model = tiny.load("bert", "sequence_classification").model
-    adapter = _adapter(model, "sequence_classification", spec=_spec(train_a=False))
+    adapter = adapter_of(model, "sequence_classification", spec=spec_of(train_a=False))
     assert not any("lora_A" in name for name in adapter.parameters)
     assert any("lora_B" in name for name in adapter.parameters)
-
-
-def test_starting_values_come_from_named_streams(tiny: TinyModels) -> None:
-    """A is uniform on +-1/sqrt(d_in) and depends on the seed alone; B is zero."""
-
-    def start(seed: int) -> Update:
-        model = tiny.load("bert", "sequence_classification").model
-        return _adapter(model, "sequence_classification", spec=_spec(rank=64), seed=seed).read()
-
-    torch.manual_seed(1)
-    one = start(7)
-    torch.manual_seed(2)
-    two = start(7)
-    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
-    draws = [array for name, array in one.items() if "lora_A" in name]
-    others = [array for name, array in start(8).items() if "lora_A" in name]
-    assert not any((a == b).any() for a, b in zip(draws, others, strict=True))
-    assert all((array == 0).all() for name, array in one.items() if "lora_B" in name)
-    bound = 1 / np.sqrt(16)
-    for draw in draws:  # 1024 entries; the chance to miss the outer 2 % of both ends is below 1e-8
-        assert draw.shape == (64, 16)
-        assert -bound <= draw.min() < -0.96 * bound
-        assert 0.96 * bound < draw.max() <= bound
-        assert abs(draw.mean()) < 5 * bound / np.sqrt(3 * draw.size)
-
-
-def test_write_refuses_what_does_not_fit(tiny: TinyModels) -> None:
-    """A missing, additional or misshapen array; the adapter stays as it was."""
-    model = tiny.load("gpt2", "causal_lm").model
-    adapter = _adapter(model, "causal_lm")
-    good = adapter.read()
-    name = next(iter(good))
-    misfits: list[Update] = [
-        {key: value for key, value in good.items() if key != name},
-        {**good, "more": np.zeros(1, np.float32)},
-        {**good, name: good[name].T.copy()},
-        {},
-    ]
-    for misfit in misfits:
-        with pytest.raises(ModelError, match="adapter does not fit the model"):
-            adapter.write(misfit)
-    assert all(adapter.read()[key].tobytes() == good[key].tobytes() for key in good)
-
-
-def test_read_is_a_copy(tiny: TinyModels) -> None:
-    """Later tuning must not change an update already read."""
-    adapter = _adapter(tiny.load("gpt2", "causal_lm").model, "causal_lm")
-    before = adapter.read()
-    adapter.write(_random(before))
-    assert all((array == 0).all() for name, array in before.items() if "lora_B" in name)
-
-
-def test_layout_hash_tells_layouts_apart(tiny: TinyModels) -> None:
-    """Rank, targets, blocks and whether A is tuned all change it; the seed and values do not."""
-
-    def layout(split: Split = _SPLIT, seed: int = 0, **changes: Any) -> str:
-        model = tiny.load("gpt2", "causal_lm").model
-        return _adapter(
-            model, "causal_lm", spec=_spec(**changes), split=split, seed=seed
-        ).layout_hash()
-
-    hashes = [
-        layout(),
-        layout(rank=3),
-        layout(train_a=False),
-        layout(targets=("c_proj",)),
-        layout(split=Split(2, 1, 1, DEPTH)),
-    ]
-    assert len(set(hashes)) == len(hashes)
-    assert layout(seed=5, alpha=9.0) == hashes[0]
