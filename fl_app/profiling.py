@@ -76,6 +76,13 @@ def gains_of(
     )
 
 
+_MOST_BY_GAIN = 2
+"""Times the uniform rank. The scale alpha / rank does not fall with a block's own rank, so a block
+of many ranks takes steps as many times longer; and next to the input of a decoder gradients may be
+so large that gains alone would give that one block nearly all units."""
+
+
 def most_units(peft: SizedConfig, num_blocks: int) -> int:
     """Returns the greatest rank that a rule may give a block."""
-    return peft.layout.max_rank or peft.size * num_blocks
+    most = _MOST_BY_GAIN if peft.layout.rule == "cost_aware" else num_blocks
+    return peft.layout.max_rank or peft.size * most

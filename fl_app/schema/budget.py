@@ -119,7 +119,8 @@ class LayoutConfig(BudgetConfig):
     num_tuned: int | None = None
     """For rule=top_n: number of blocks."""
     max_rank: int | None = None
-    """Greatest rank of a block; null: peft.rank times the number of blocks."""
+    """Greatest rank of a block; null: peft.rank times the number of blocks, for rule=cost_aware
+    twice peft.rank."""
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     """For rules sensitivity and channel_aware."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -115,7 +115,8 @@ def _by_gain(
     weak = ",".join(f"{name}:{limit}" for name, limit in limits.items())
     words = ("peft=lora_cost_aware", f"federation.classes=[{{name:weak,share:1,{weak}}}]")
     gains = {block: np.array(row, dtype=float) for block, row in given.items()}
-    made, _, prices = allocated(tiny, *words, "peft.rank=1", gains=gains)
+    sizes = ("peft.rank=1", "peft.layout.max_rank=4")
+    made, _, prices = allocated(tiny, *words, *sizes, gains=gains)
     return made, prices
 
 
@@ -134,6 +135,17 @@ def test_a_class_spends_its_limits_on_units_of_the_server(tiny: TinyModels) -> N
         more = [one + (index == place) for index, one in enumerate(held)]
         over = any(getattr(price(more), name) > limit for name, limit in limits.items())
         assert over or more[place] > size
+
+
+def test_no_block_gets_more_than_twice_the_uniform_rank_by_gain(tiny: TinyModels) -> None:
+    """Gains that would give block 0 all eight units; a cap that is asked for counts instead."""
+    gains = {block: np.full(8, 1.0) for block in SPLIT.outer} | {0: np.full(8, 1e6)}
+    words = ("peft=lora_cost_aware", "peft.rank=2")
+    made, _, _ = allocated(tiny, *words, gains=gains)
+    assert made.server[0] == 4
+    assert sum(made.server.values()) == 2 * len(SPLIT.outer)
+    made, _, _ = allocated(tiny, *words, "peft.layout.max_rank=8", gains=gains)
+    assert list(made.server.values()) == [8, *[0] * (len(SPLIT.outer) - 1)]
 
 
 def test_a_class_without_any_unit_is_refused_by_name(tiny: TinyModels) -> None:
