@@ -23,7 +23,11 @@ class NoPrompt(PromptConfig):
 
 @dataclass
 class JointConfig:
-    """The loss of members that are tuned together, see ``fl_app.prompts.joint``."""
+    """The loss of members that are tuned together, see ``fl_app.prompts.joint``.
+
+    A member's gradient is about (ensemble + member) / k of a lone prompt's, so where finetune.eps
+    slows small gradients down a higher finetune.lr may be wanted.
+    """
 
     ensemble: float = 1.0
     """Weight >= 0 of the mixture's cross-entropy."""
