@@ -39,7 +39,7 @@ log = logging.getLogger("deft")
 
 
 class Ensemble:
-    """Several members of one model, each tuned by a group of devices.
+    """Several members of one model, wherever they come from; see ``EnsembleConfig``.
 
     An adapter here is that of all members, see ``fl_app.updates.join``.
 
@@ -87,6 +87,19 @@ class Ensemble:
         self._devices: Sequence[Sequence[int]] = [[j] for j in range(self.num_members)]
         self.latest: Measured | None = None
         """What ``measure`` found last on the full model."""
+
+    def require(self, tuned: Update) -> None:
+        """Checks what one device made of what it was sent: a member, or all if tuned together.
+
+        Without this one huge answer would cost its group the member, or the run all of them.
+
+        Raises:
+            PromptError: a member does not fit, see ``Fit.require``.
+        """
+        together = self._settings.members_from == "joint"
+        card = Card(self._fit.model_hash, self._fit.tokenizer_hash, 0, self._config.model.task, 0)
+        for part in updates.split(tuned, self.num_members if together else 1):
+            self._fit.require(member_of(part, card))
 
     def start(self) -> Update:
         """Returns what members start from: prompts drawn apart, the same head.
@@ -165,7 +178,9 @@ class Ensemble:
         pool, left_out = self.pool(adapter)
         if not pool.members:
             raise PromptError(
-                "no-member", f"every member is left out, by index: {left_out}; lower finetune.lr"
+                "no-member",
+                f"every member is left out, by index: {left_out}; lower finetune.lr"
+                " (or strategy.server_rule's step)",
             )
         members = [tensors_of(member) for member in pool.members]
         fitted = self._public.fitted(pool.members)
@@ -200,6 +215,7 @@ class Ensemble:
             **found.as_result(),
             "members": [
                 {
+                    "index": j,
                     "devices": list(self._devices[j]),
                     "round": entry.member.card.round,
                     "content_hash": entry.member.content_hash,

@@ -26,6 +26,7 @@ from strategies.ask_gains import ask_gains
 from strategies.build import build_strategy
 from strategies.build_uplink import build_uplink
 from strategies.fit import require_enough
+from strategies.judge import require_nothing
 from strategies.roster import call_roster
 from strategies.round_log import RoundLog
 from strategies.schedule import facts_of
@@ -101,6 +102,7 @@ def federate(
         times=bench.times,
         blob=bench.piece.blob,
         server=bench.piece.server,
+        require=require_nothing if bench.ensemble is None else bench.ensemble.require,
     )
     measured: dict[int, dict[str, float]] = {}
     outcome.adapter = starting_adapter(bench)

@@ -91,7 +91,7 @@ def most_rows_of(config: Config) -> int:
 
 
 def num_members_of(config: Config) -> int:
-    """Returns how many adapters the run tunes apart: the members of its ensemble, else 1."""
+    """Returns how many adapters the server keeps: the members of the run's ensemble, else 1."""
     match config.prompt:
         case EnsembleConfig(num_members=None):
             return config.federation.num_devices

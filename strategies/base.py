@@ -31,7 +31,7 @@ from strategies.combine import Apply, Combine, Gathered, held_by
 from strategies.group_step import Stepped, step_groups
 from strategies.groups import Groups
 from strategies.holdings import Holdings
-from strategies.judge import by_device, require_bounded
+from strategies.judge import Require, by_device, require_bounded
 from strategies.lora_space import LoraSpace
 from strategies.roster import Roster
 from strategies.round_log import RoundLog
@@ -57,6 +57,7 @@ class FederatedDeft(Strategy):
         scoring: what becomes of units between rounds.
         combine: how updates of unequal ranks are combined.
         start: what devices begin a round with.
+        require: what a device tuned must pass, beside being bounded.
         aggregation: which parameters travel in which round, see ``fl_app.updates.travels``.
         devices_per_round: devices drawn per round, at most the roster's.
         timeout_s: seconds to wait when something is fetched again.
@@ -76,6 +77,7 @@ class FederatedDeft(Strategy):
         scoring: Scoring,
         combine: Combine,
         start: RoundStart,
+        require: Require,
         aggregation: str,
         devices_per_round: int,
         timeout_s: float,
@@ -88,6 +90,7 @@ class FederatedDeft(Strategy):
         self._aggregation, self._scheduler = aggregation, scheduler
         self._planned = RoundPlan({})
         self._scoring, self._combine, self._round_start = scoring, combine, start
+        self._require = require
         self._devices_per_round, self._timeout_s = devices_per_round, timeout_s
         self._adapter: Update = {}
         self._adapters: list[Update] = []
@@ -203,6 +206,7 @@ class FederatedDeft(Strategy):
             adapter = self._round_start.end(server_round, adapter)
         except RunError as error:
             return self._refuse(server_round, accepted, error)
+        self.groups.moved.update(stepped.adapters)
         for device in stepped.refused:
             book.drop(device, "rule")
         book.metrics |= stepped.figures
@@ -324,10 +328,13 @@ class FederatedDeft(Strategy):
         """Returns an answer in the server's coordinates.
 
         Raises:
-            WireError: it is finite itself but so large that sums, products or models overflow.
+            WireError: it is finite itself but so large that sums, products or models overflow, or
+                does not pass what else is required.
         """
         whole = replace(reply, update=pad(reply.update, self._tuned))
-        require_bounded(updates.add(self._of(reply.device), whole.update))
+        tuned = updates.add(self._of(reply.device), whole.update)
+        require_bounded(tuned)
+        self._require(tuned)
         return whole
 
     def _book(self, link: str, order: wire.Order, what: str, num_bytes: int) -> None:

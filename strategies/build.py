@@ -31,6 +31,7 @@ from strategies.feature_server import FeatureServer
 from strategies.gradient_download import GradientDownload
 from strategies.gradient_round import GradientPlan
 from strategies.groups import Cycles, Groups, deal
+from strategies.judge import Require, require_nothing
 from strategies.layouts import Layouts
 from strategies.lora_space import FactorSpace, LoraSpace, build_space
 from strategies.radio_uplink import DigitalUplink
@@ -163,6 +164,7 @@ def build_strategy(
     blob: bytes,
     server: FeatureServer | ScalarServer | None,
     start: RoundStart | None = None,
+    require: Require = require_nothing,
     times: BlockTimes | None = None,
 ) -> FederatedDeft:
     """Turns the configuration into the server side of a federation.
@@ -176,6 +178,7 @@ def build_strategy(
         blob: what devices download once.
         server: computes on features; only for gradient download, where it says what is sent back.
         start: what devices begin a round with; None for the server's adapter.
+        require: what a device tuned must pass, beside being bounded.
         times: what groups of blocks take; None without a schedule.
     """
     uplink = build_uplink(config.channel, config.seed)
@@ -202,6 +205,7 @@ def build_strategy(
         "scoring": scoring,
         "combine": combine,
         "start": start or Continued(),
+        "require": require,
         "aggregation": aggregation_of(config.peft),
         "devices_per_round": num_per_round(config, roster),
         "timeout_s": config.federation.timeout_s,

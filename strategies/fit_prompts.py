@@ -58,7 +58,8 @@ def _require_ensemble(config: Config, ensemble: EnsembleConfig) -> None:
             "connection.block: members answer in one pass, a neural connection carries one prompt; "
             "set connection.block=null, or prompt=none"
         )
-    if config.data.public_fraction == 0 and ensemble.combiner in _UNGUARDED:
+    is_apart = ensemble.members_from == "groups"  # else every device moves every member
+    if is_apart and config.data.public_fraction == 0 and ensemble.combiner in _UNGUARDED:
         log.warning(
             "data.public_fraction=0: nobody screens the members of prompt=ensemble_%s, and one "
             "hostile group may decide its answers; set data.public_fraction above 0, or choose "

@@ -54,7 +54,7 @@ def step_groups(
     for group, places in places_of.items():
         own = [reply for reply in accepted if groups.of[reply.device] == group]
         heard = replace(received, rows=received.rows[places], weights=received.weights[places])
-        apply = partial(groups.rules[group].apply, server_round)
+        apply = partial(groups.rules[group].apply, groups.rule_round(server_round))
         try:
             adapters[group], told = step(group, own, heard, apply)
         except RunError as error:
@@ -63,6 +63,5 @@ def step_groups(
             figures |= groups.named(group, told)
     if not adapters:
         raise next(iter(failed.values()))
-    groups.moved.update(adapters)
     refused = [reply.device for reply in accepted if groups.of[reply.device] in failed]
     return Stepped(adapters, figures, refused)

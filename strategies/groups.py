@@ -45,7 +45,7 @@ class Groups:
     def __init__(self, of: dict[int, int], rules: Sequence[ServerRule]) -> None:
         self.of, self.rules = of, list(rules)
         self.moved: set[int] = set()
-        """Groups whose adapter some round has moved."""
+        """Groups whose adapter some round has moved; noted by the strategy."""
 
     def __len__(self) -> int:
         """Number of groups."""
@@ -79,10 +79,14 @@ class Groups:
         """Returns the adapters a round begins with."""
         return list(adapters)
 
+    def rule_round(self, server_round: int) -> int:
+        """Returns the number, from 1, that a rule is told: moments are corrected by it."""
+        return server_round
+
     def announce(self, server_round: int, adapters: Sequence[Update]) -> float:
         """Tells every rule its adapter; returns their mu, see ``ServerRule.announce``."""
-        pairs = zip(self.rules, adapters, strict=True)
-        return max(rule.announce(server_round, adapter) for rule, adapter in pairs)
+        pairs, number = zip(self.rules, adapters, strict=True), self.rule_round(server_round)
+        return max(rule.announce(number, adapter) for rule, adapter in pairs)
 
     def rows(self, devices: Sequence[int], num_rows: int) -> dict[int, list[int]]:
         """Sorts received rows by group.
@@ -131,6 +135,12 @@ class Cycles(Groups):
         if self.moved and now not in self.moved:
             opened[now] = adapters[max(self.moved)]
         return opened
+
+    @override
+    def rule_round(self, server_round: int) -> int:
+        """Returns the round's number within its cycle: its rule has no memory of those before."""
+        now = self._cycle_of(server_round)
+        return sum(self._cycle_of(number) == now for number in range(1, server_round + 1))
 
     @override
     def rows(self, devices: Sequence[int], num_rows: int) -> dict[int, list[int]]:

@@ -1,7 +1,7 @@
 """Which of a device's answers counts: exactly one, to what it was asked, undamaged."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flwr.app import Message
 
@@ -11,6 +11,9 @@ from fl_app.updates import Update
 from strategies.lora_space import largest_norm
 
 log = logging.getLogger("deft")
+
+Require = Callable[[Update], None]
+"""Checks what a device tuned in one way more; raises ``WireError``."""
 
 MAX_NORM = 1e15
 """The largest norm of what a device tuned: float32 holds its square, as attention takes it, and
@@ -74,3 +77,7 @@ def require_bounded(tuned: Update) -> None:
     norm = largest_norm(tuned)
     if not norm <= MAX_NORM:
         raise WireError("not-finite", f"the tuned adapter has norm {norm:g}, above {MAX_NORM:g}")
+
+
+def require_nothing(_tuned: Update) -> None:
+    """Takes whatever is finite and bounded."""

@@ -32,7 +32,7 @@ class JointLoss:
     """
 
     ensemble: float = 1.0
-    member: float = 0.0
+    member: float = 1.0
     diversity: float = 0.0
     weights: tuple[float, ...] | None = None
 
@@ -119,12 +119,20 @@ class JointTask:
         return self.task.batch(encoded, indices)
 
     def local_loss(self, encoded: Encoded, logit_adjustment: float) -> LossFunction:
-        """Returns the loss of a ``JointAdapter``; every member's logits are adjusted."""
+        """Returns the loss of a ``JointAdapter``; every member's logits are adjusted.
+
+        Its gradient is scaled by k / (ensemble + member): where members agree each one's is then
+        that of a prompt tuned alone, so learning rates, clipping norms and AdamW's eps mean the
+        same.
+        """
         offset = self.task.logit_offset(self.task.class_counts(encoded), logit_adjustment)
+        parts = self.loss.ensemble + self.loss.member
 
         def loss_of(members: JointAdapter, batch: Batch) -> torch.Tensor:
             log_probs, labels = members(batch)
-            return self.loss((log_probs + offset).log_softmax(-1), labels)
+            value = self.loss((log_probs + offset).log_softmax(-1), labels)
+            scale = len(log_probs) / parts
+            return value.detach() + scale * (value - value.detach())
 
         return loss_of
 

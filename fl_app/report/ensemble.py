@@ -24,7 +24,8 @@ def ensemble_table(result: RunResult) -> tuple[list[str], list[list[str]]] | Non
     metric, weights = result.metric, ensemble["weights"]
     rows = [
         [
-            f"member of devices {format_devices(member['devices'])}, round {member['round']}",
+            f"member {member['index']} of devices {format_devices(member['devices'])}, "
+            f"round {member['round']}",
             f"{weight:.3f}",
             format_score(metric, member["measure"]),
             "",

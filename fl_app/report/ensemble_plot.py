@@ -48,18 +48,12 @@ def draw_ensemble(result: RunResult) -> Figure | None:
             color=FAINT,
             annotation_clip=False,
         )
-    names = [_devices(member["devices"]) for member in ensemble["members"]]
+    names = [str(member["index"]) for member in ensemble["members"]]
     axes.set_xticks(range(num + 1), [*(names if few else [""] * num), "ensemble"])
-    axes.set_xlabel("member, by its devices", color=INK, fontsize=9)
+    axes.set_xlabel("member", color=INK, fontsize=9)
     axes.set_ylim(0, 1.15 * float(drawn.max()))
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
     words = f"{result.metric.name} ({direction(result.metric)})"
     canvas.title(axes, f"Members alone and together: {words}")
     return figure
-
-
-def _devices(devices: list[int]) -> str:
-    """Returns device ids, shortened where there are many."""
-    shown = ", ".join(map(str, devices[:4]))
-    return shown if len(devices) <= 4 else f"{shown}, ..."

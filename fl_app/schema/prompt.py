@@ -25,8 +25,7 @@ class NoPrompt(PromptConfig):
 class JointConfig:
     """The loss of members that are tuned together, see ``fl_app.prompts.joint``.
 
-    A member's gradient is about (ensemble + member) / k of a lone prompt's, so where finetune.eps
-    slows small gradients down a higher finetune.lr may be wanted.
+    Its gradient is scaled so that where members agree each moves as a prompt tuned alone.
     """
 
     ensemble: float = 1.0
@@ -34,8 +33,8 @@ class JointConfig:
     member: float = 1.0
     """Weight >= 0 of the members' mean cross-entropy."""
     diversity: float = 0.0
-    """Weight >= 0 of what is taken off for members that disagree; above ``ensemble`` the loss has
-    no lower bound."""
+    """Weight >= 0 of what is taken off for members that disagree, at most ln k nats; above
+    ``ensemble`` disagreement may pay more than right answers."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""

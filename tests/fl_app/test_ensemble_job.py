@@ -160,6 +160,35 @@ def _run(tiny: TinyFederation, folder: Path, *words: str) -> RunResult:
         return main_job.run_main_job(grid, overrides)
 
 
+@pytest.mark.parametrize("source", ["joint", "snapshots"])
+def test_a_run_whose_members_all_devices_tune(player: Player, tmp_path: Path, source: str) -> None:
+    """Result by its schema, comparison runs, report and a pool that loads again."""
+    rounds = (
+        "strategy.num_rounds=3",
+        "data.public_fraction=0.25",
+        "strategy.references=[frozen,federated_full]",
+    )
+    words = (*WORDS, "prompt=ensemble_vote", f"prompt.members_from={source}", *rounds)
+    result = _run(player.tiny, tmp_path, *words)
+    raw: dict[str, Any] = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(SCHEMA).validate(raw)
+    entry = raw["ensemble"]
+    assert all(raw["final"][name] is not None for name in ("frozen", "federated_full"))
+    placed = {member["index"]: member for member in entry["members"]}
+    assert sorted([*placed, *map(int, entry["left_out"])]) == [0, 1, 2]
+    for index, member in placed.items():
+        assert member["devices"] == list(range(NUM_DEVICES))
+        assert member["round"] == (3 if source == "joint" else index + 1)
+    backbone = player.bench(player.tiny.overrides(*words))[0].backbone
+    pool = Pool(fit_of(backbone, max_length=12), capacity=3)
+    assert pool.load(tmp_path / "pool", now_round=3) == {}
+    assert [m.content_hash for m in pool.members] == [m["content_hash"] for m in entry["members"]]
+    first = min(placed)
+    assert f"member {first} of devices 0-{NUM_DEVICES - 1}, round" in render_page(
+        result, draw_plots(result)
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_the_folder_of_a_run(player: Player, tmp_path: Path) -> None:
     """Result, report, a pool that loads again, and every member for plain PEFT."""

@@ -1,14 +1,21 @@
 """Members that all devices tune together, and members that cycles of rounds end with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fl_app import updates, wire
 from fl_app.config import load_config
 from fl_app.errors import ConfigError
+from fl_app.finetune import tune
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.job import Outcome
+from fl_app.material import load_material
+from fl_app.prompts.joint import JointAdapter, JointLoss, JointTask
 from fl_app.records import blob_of, from_blob
+from fl_app.seeding import generator
+from fl_app.settings import round_tuning
 from fl_app.updates import Update
 from strategies.build import build_groups, build_rule
 from strategies.fit import require_enough, require_fit
@@ -99,9 +106,10 @@ def test_a_cycle_has_a_rule_of_its_own(player: Player) -> None:
     config, adapter = load_config(player.tiny.overrides(*SNAPSHOTS, *words)), _received(played, 1)
     for cycle, member in enumerate(_members(played.outcome)):
         rule = build_rule(config.strategy.server_rule)
-        for number in (1 + 2 * cycle, 2 + 2 * cycle):
+        for number in (1, 2):  # of its own: it corrects its moments by it
             rule.announce(number, adapter)
-            rows = [updates.add(adapter, e.updates[0]) for e in played.of_round(number)]
+            exchanges = played.of_round(2 * cycle + number)
+            rows = [updates.add(adapter, exchange.updates[0]) for exchange in exchanges]
             adapter = rule.apply(number, rows, np.full(len(rows), 24.0))
         assert equal_bits(adapter, member)
 
@@ -130,12 +138,40 @@ def test_members_tuned_together_are_averaged_over_all_devices(player: Player) ->
 
 
 def test_one_member_tuned_together_is_the_plain_run(player: Player) -> None:
-    """Its loss is the mixture's and its own: twice the gradient, which Adam does not see."""
-    words = ("strategy.num_rounds=2", "finetune.eps=1e-30", "finetune.clip_norm=1e9")
+    """Its loss is the mixture's and its own, which are one, and the gradient is scaled back."""
+    words = ("strategy.num_rounds=2", "finetune.eps=1e-3")
     plain = player.play(*TWO[:2], *words)
     joint = player.play(*JOINT, "prompt.num_members=1", *words)
     assert relative(joint.outcome.adapter, plain.outcome.adapter, plain.start) < 1e-3
     assert not equal_bits(plain.outcome.adapter, plain.start)
+
+
+def test_members_that_agree_move_as_one_alone(player: Player) -> None:
+    """Three equal ones, by one step whose size AdamW's eps sees."""
+    bench, _ = player.bench(player.tiny.overrides(*TWO))
+    encoded, full = bench.task.encode(load_material(bench.config).train), bench.full
+    settings = replace(round_tuning(bench.config, 1), max_steps=1, eps=1e-3)
+    joint, start = JointAdapter(full, 3), full.read()
+    goal = JointTask(bench.task, JointLoss(ensemble=0.7, member=1.4, diversity=0.3))
+    tune(joint.model, joint.parameters, goal, encoded, settings, generator(0))
+    tune(full.model, full.parameters, bench.task, encoded, settings, generator(0))
+    for member in updates.split(joint.read(), 3):
+        assert relative(member, full.read(), start) < 1e-3
+
+
+_HUGE = fakes.update(lambda old: {name: np.full_like(a, 1e9) for name, a in old.items()})
+
+
+@pytest.mark.parametrize("words", [TWO, JOINT, SNAPSHOTS])
+def test_a_device_that_shouts_is_dropped_alone(player: Player, words: tuple[str, ...]) -> None:
+    """Its update is finite; the others' members stay sound in this round and all later ones."""
+    faults = {(1, 3): _HUGE, (3, 2): _HUGE}
+    played = player.play(*words, "strategy.num_rounds=4", faults=faults)
+    assert played.dropped(1) == {"huge-norm": [3]}
+    assert played.dropped(3) == {"huge-norm": [2]}
+    ensemble = played.bench.ensemble
+    assert ensemble is not None
+    assert ensemble.pool(played.outcome.adapter)[1] == {}
 
 
 @pytest.mark.parametrize("words", [JOINT, SNAPSHOTS])
