@@ -1,5 +1,6 @@
 """Mixtures of the prompts that arrived stand at the gate like any other."""
 
+import dataclasses
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -10,12 +11,21 @@ from numpy.typing import NDArray
 from clients.prompt_choice import mixture
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, WireError
+from fl_app.payload import Payload
 from fl_app.schema import TransferPrompt
-from fl_app.transfer_wire import MIXED, NOBODY, Report, read_search
+from fl_app.transfer_wire import MIXED, NOBODY, Report, may_name, read_search
 from strategies.transfer_book import TransferRecord, tuning_bytes
 from tests.federation_fixtures import Player
-from tests.gradient_fixtures import GradientPlayed, play
-from tests.transfer_fixtures import Seen, central_loss, device_rows, transfer_player, transfer_words
+from tests.gradient_fixtures import GradientPlayed, lying, on, play
+from tests.transfer_fixtures import (
+    NUM_DEVICES,
+    PHASE,
+    Seen,
+    central_loss,
+    device_rows,
+    transfer_player,
+    transfer_words,
+)
 
 __all__ = ["transfer_player"]
 _TAU = 0.05
@@ -83,8 +93,9 @@ def test_a_mixture_that_passes_is_used_and_booked(transfer_player: Player) -> No
     assert "zero-shot" in uses
 
 
-def test_what_a_mixture_had_cost_is_what_all_its_sources_had_cost() -> None:
-    record = TransferRecord(2, 0, asked=[3, 5])
+def test_what_a_mixture_had_cost_is_what_all_that_came_had_cost() -> None:
+    """Device 4 was asked as well, and its prompt did not come."""
+    record = TransferRecord(2, 0, asked=[3, 4, 5], delivered=[3, 5])
     for source, wanted in ((3, [3]), (MIXED, [3, 5]), (NOBODY, [])):
         record.report = Report("passed", source)
         assert record.sources == wanted
@@ -94,13 +105,58 @@ def test_what_a_mixture_had_cost_is_what_all_its_sources_had_cost() -> None:
 
 
 def test_nobody_mixes_one_prompt() -> None:
-    """Neither a device does, nor is one believed."""
+    """Neither a device does, nor is one believed, nor is one where nobody mixes."""
     settings = TransferPrompt(most=2, mix_temperature=1.0)
     assert mixture({4: np.ones((2, 3), np.float32)}, {}, None, settings) == {}
+    assert may_name([3, 5], mixes=True) == {3, 5, MIXED}
+    assert may_name([3, 5], mixes=False) == {3, 5}
+    assert may_name([3], mixes=True) == {3}
     report = Report("passed", MIXED).to_payload()
-    assert read_search(report, [3, 5]).source == MIXED
+    assert read_search(report, {3, 5, MIXED}).source == MIXED
     with pytest.raises(WireError, match="no end of a search"):
-        read_search(report, [3])
+        read_search(report, {3, 5})
+
+
+@pytest.mark.parametrize(
+    ("claimed", "tau", "silent"),
+    [(MIXED, "null", ()), (MIXED, _TAU, (0, 1, 2, 4, 5, 6)), (4, "null", (4,)), (4, _TAU, (4,))],
+    ids=["nobody mixes", "one prompt came", "it never came", "others came"],
+)
+def test_a_claim_of_what_cannot_be_costs_its_device_alone(
+    transfer_player: Player, claimed: int, tau: object, silent: tuple[int, ...]
+) -> None:
+    """Everybody asks everybody. The liar says it uses a mixture, or the prompt of who gave none."""
+    liar = 3
+
+    def lie(payload: Payload) -> Payload:
+        scalars = dict(payload.scalars) | {"action": "zero-shot", "source": claimed}
+        scalars |= {"loss_own": 1.0, "loss_candidate": 0.5}
+        return dataclasses.replace(payload, scalars=scalars)
+
+    lies = on("judge", lying(lie), devices=(liar,), rounds=(PHASE,))
+    hides = on(
+        "give",
+        lying(lambda payload: dataclasses.replace(payload, arrays={})),
+        devices=silent,
+        rounds=(PHASE,),
+    )
+    words = ("prompt.use=zero_shot", f"prompt.mix_temperature={tau}", "finetune.max_steps=2")
+    with patch("logging.Logger.warning"):
+        played = play(
+            transfer_player,
+            *transfer_words(*words),
+            spoil=lambda place, *both: (hides if place.kind == "give" else lies)(place, *both),
+        )
+    assert played.dropped(PHASE) == {"missing": [liar]}
+    for device, record in Seen(played).records.items():
+        came = set(record["asked"]) - set(silent)
+        assert len(record["asked"]) == NUM_DEVICES - 1
+        assert record["source"] in {None, *came}
+        if device == liar:
+            assert (record["action"], record["is_mixed"]) == ("kept", False)
+            assert record["retraining_bytes"] == 0
+        else:
+            assert record["loss_own"] is not None or not came
 
 
 @pytest.mark.parametrize("word", ["prompt.mix_temperature=0", "prompt.mix_temperature=1"])
