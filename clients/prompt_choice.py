@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fl_app.errors import WireError
 from fl_app.fomo.soft_prompt import PROMPT_NAME, token_table
 from fl_app.prompts.advert import advert_of, read_advert
-from fl_app.prompts.descriptors import mean_embedding
+from fl_app.prompts.descriptors import cosine, mean_embedding
 from fl_app.prompts.fit import Fit
 from fl_app.prompts.lengths import fit_length
 from fl_app.prompts.member import Card, Member
@@ -134,28 +134,27 @@ def taken_in(
 
 def mixture(
     prompts: Mapping[int, NDArray[np.float32]],
-    adverts: Mapping[int, bytes],
-    mine: NDArray[np.float32] | None,
+    mine: NDArray[np.float32],
     settings: TransferPrompt,
 ) -> dict[int, NDArray[np.float32]]:
     """Returns the mixture of what was taken in, as of source ``MIXED``; {} where there is none.
 
     Args:
         prompts: [m, width] by source, as of ``taken_in``.
-        adverts: by source; they say how like its own prompt each is.
-        mine: the device's own prompt; without one all sources weigh alike.
+        mine: [m, width], what stands for the device's own prompt: the mean prompt of the federation
+            where it has none. Likeness to it is measured on the prompts, not believed of adverts.
         settings: temperature and descriptor.
     """
     if settings.mix_temperature is None or len(prompts) < 2:
         return {}
-    read = {source: read_advert(adverts[source]) for source in prompts}
-    members, scores = [], []
-    for source, advert in read.items():
-        about = advert.model_hash, advert.tokenizer_hash, advert.device
-        card = Card(*about, "mixture", advert.round)
-        members.append(Member(prompts[source], card))
-        scores.append(0.0 if mine is None else score(described(mine, settings), advert))
-    mixed = mix(members, scores, members[0].card, temperature=settings.mix_temperature)
+    nobody = Card("", "", 0, "mixture", 0)  # only the prompt is of use, and it goes nowhere as such
+    own = described(mine, settings)
+    mixed = mix(
+        [Member(prompt, nobody) for prompt in prompts.values()],
+        [cosine(own, described(prompt, settings)) for prompt in prompts.values()],
+        nobody,
+        temperature=settings.mix_temperature,
+    )
     return {MIXED: mixed.prompt}
 
 

@@ -181,8 +181,7 @@ class TransferWorker(PersonalWorker):
             return None, Report("kept", NOBODY, len(prompts), reasons).to_payload()
         own = self._store.get(state.device, OWN)
         mine = adapter if own is None else adapter | own.arrays
-        own_prompt = None if own is None else own.arrays[PROMPT_NAME]
-        prompts |= mixture(prompts, state.adverts, own_prompt, self._transfer)
+        prompts |= mixture(prompts, mine[PROMPT_NAME], self._transfer)
         others = [{**adapter, PROMPT_NAME: prompts[source]} for source in prompts]
         return self._on_trial(session, state, (mine, *others), tuple(prompts), reasons)
 

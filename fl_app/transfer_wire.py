@@ -28,9 +28,9 @@ SETTLE = "settle"
 ACTIONS = ("kept", "passed", "zero-shot", "tuned", "rolled-back")
 _BEFORE_TUNING = ("kept", "passed", "zero-shot", "rolled-back")
 NOBODY = -1
+"""Device number that stands for no source."""
 MIXED = -2
 """In the place of a source: the mixture of all prompts that arrived."""
-"""Device number that stands for no source."""
 _CANDIDATE = "candidate"
 _MAX_DIGITS = 9
 _TEXTS = ("action", "refused")
@@ -159,22 +159,32 @@ def read_report(payload: Payload) -> Report:
     return Report(**found)
 
 
-def read_search(payload: Payload, asked: Collection[int]) -> Report:
+def may_name(delivered: Collection[int], *, mixes: bool) -> set[int]:
+    """Returns the sources a device may report that looked for a prompt, besides ``NOBODY``.
+
+    Args:
+        delivered: devices whose prompt came to it.
+        mixes: whether mixtures are on trial (``prompt.mix_temperature``).
+    """
+    return {*delivered, MIXED} if mixes and len(delivered) > 1 else set(delivered)
+
+
+def read_search(payload: Payload, sources: Collection[int]) -> Report:
     """Reads the report of a device that has looked for a prompt and tuned nothing yet.
 
     Args:
         payload: the report.
-        asked: devices it asked.
+        sources: what it may name besides ``NOBODY``, see ``may_name``.
 
     Raises:
         WireError: as ``read_report``; ``missing`` also for an action that tuning alone ends with,
-            or a source that was not asked.
+            or another source.
     """
     report = read_report(payload)
-    sources = {NOBODY, *asked} | ({MIXED} if len(asked) > 1 else set())
-    if report.action not in _BEFORE_TUNING or report.source not in sources:
+    if report.action not in _BEFORE_TUNING or report.source not in {NOBODY, *sources}:
         raise WireError(
-            "missing", f"{report.action!r} from {report.source} is no end of a search at {asked}"
+            "missing",
+            f"{report.action!r} from {report.source} is no end of a search among {sorted(sources)}",
         )
     return report
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fl_app.prompts.attentive import FITS, FitSettings, Fitted, heard
+from fl_app.prompts.attentive import FitSettings, Fitted, fit_fusion, heard
 from fl_app.prompts.batched import Tensors
 from fl_app.prompts.fit_or_mean import fit_or_mean
 from fl_app.prompts.public_rows import fitting_batches
@@ -59,7 +59,7 @@ def fusion_seconds(held: Prepared, members: Sequence[Tensors], queries: Sequence
     """
     model, task, test = held.bench.full.bare_model, held.bench.task, held.bench.test
     batch = task.batch(test, queries[:1])
-    fitted = FITS["fusion"](model, members, [batch], settings_of("fusion"), seed=0)
+    fitted = fit_fusion(model, members, [batch], settings_of("fusion"), seed=0)
     seconds = []
     with torch.inference_mode():
         for i in queries:

@@ -115,6 +115,7 @@ def _gradient_download(config: Config, *, server: FeatureServer, **common: Any) 
                 ledger=common["ledger"],
                 timeout_s=common["plan"].timeout_s,
                 max_candidates=max(most_candidates(transfer), SETTLED),
+                mixes=transfer.mix_temperature is not None,
             )
             return TransferDownload(transfer=transfer, tools=tools, server=server, **common)
         case _:

@@ -21,6 +21,8 @@ class TransferRecord:
         device: who looked.
         offers: adverts it heard.
         asked: devices it asked for their prompt.
+        delivered: those of them whose prompt was brought to it, ascending; over direct links as it
+            says itself.
         report: what it says of it; None where it asked nobody, or was lost.
         num_bytes: of the prompts that were sent to it.
         seconds: on air for these, by the contacts' model.
@@ -32,6 +34,7 @@ class TransferRecord:
     device: int
     offers: int = 0
     asked: list[int] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
     report: Report | None = None
     num_bytes: int = 0
     seconds: float = 0.0
@@ -45,9 +48,9 @@ class TransferRecord:
 
     @property
     def sources(self) -> list[int]:
-        """Returns the devices of what passed the gate: one, or of a mixture all that were asked."""
+        """Returns the devices of what passed the gate: one, or of a mixture all that delivered."""
         taken = NOBODY if self.report is None else self.report.source
-        return list(self.asked) if taken == MIXED else [one for one in self.asked if one == taken]
+        return [one for one in self.delivered if taken in (one, MIXED)]
 
     def settled(self, last: Report) -> None:
         """Takes in how it ended after tuning."""

@@ -33,6 +33,7 @@ from fl_app.transfer_wire import (
     Place,
     Report,
     bytes_of,
+    may_name,
     octets,
     offers_payload,
     read_report,
@@ -62,6 +63,7 @@ class TransferTools:
         ledger: every byte is booked here.
         timeout_s: seconds for one exchange.
         max_candidates: the most prompts on one trial, what is in use included.
+        mixes: whether mixtures of what a device got are on trial, too.
     """
 
     contacts: Contacts
@@ -69,6 +71,7 @@ class TransferTools:
     ledger: Ledger
     timeout_s: float
     max_candidates: int
+    mixes: bool
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class TransferPhase:
         outgoing = {}
         for device, found in self.gather(askers, sources, records).items():
             record = records[device]
-            record.asked = found.asked
+            record.asked, record.delivered = found.asked, sorted(found.sizes)
             for source, size in found.sizes.items():
                 self._books.prompt(record, source, size)
             arrays: dict[str, NDArray[Any]] = {f"adapter|{n}": a for n, a in adapter.items()}
@@ -143,7 +146,8 @@ class TransferPhase:
             outgoing[device] = Payload(TRY, 0, {}, arrays)
 
         def read(device: int, payload: Payload) -> Report:
-            return read_search(payload, records[device].asked)
+            sources = may_name(records[device].delivered, mixes=self._tools.mixes)
+            return read_search(payload, sources)
 
         for device, report in self._judged(self.send(outgoing, "relay"), read).items():
             record = records[device]

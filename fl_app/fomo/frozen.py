@@ -113,8 +113,7 @@ def load_frozen(path: Path) -> Frozen:
             about = json.loads((file.metadata() or {})[_ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         rounded, labels = (tuple(map(str, about[name])) for name in ("rounded", "labels"))
-        kept = about.get("max_length")
-        max_length = None if kept is None else int(kept)
+        max_length = about.get("max_length")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{path} is no {_ABOUT} file or is damaged ({error!r}); copy it from the run again"
@@ -122,8 +121,9 @@ def load_frozen(path: Path) -> Frozen:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ModelError(f"{path}: '{name}' must be finite float32; copy it from the run again")
-    if max_length is not None and max_length < 2:
+    if max_length is not None and (type(max_length) is not int or max_length < 2):
         raise ModelError(
-            f"{path}: max_length={max_length} must be >= 2; copy it from the run again"
+            f"{path}: max_length={str(max_length)[:20]} must be a whole number >= 2; "
+            "copy it from the run again"
         )
     return Frozen(tensors, rounded, labels, max_length)

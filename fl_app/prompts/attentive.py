@@ -8,7 +8,7 @@ is measured on holds the answer.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -54,6 +54,23 @@ class Fitted:
     answer: Answer
     losses: tuple[float, ...]
     failed: str | None = None
+
+
+class WayToFit(Protocol):
+    """A value of ``FITS``; arguments and errors as for ``fit_attention``."""
+
+    def __call__(
+        self,
+        model: Any,
+        members: Sequence[Tensors],
+        batches: Sequence[Batch],
+        settings: FitSettings,
+        *,
+        seed: int,
+        said: Sequence[torch.Tensor],
+    ) -> Fitted:
+        """Fits on public rows how members answer together."""
+        ...
 
 
 def heard(model: Any, members: Sequence[Tensors], batches: Sequence[Batch]) -> list[torch.Tensor]:
@@ -143,7 +160,7 @@ def fit_fusion(
     return Fitted(_mean_weights(attention, model, prompts, batches), answer, tuple(losses))
 
 
-FITS: dict[str, Callable[..., Fitted]] = {"attention": fit_attention, "fusion": fit_fusion}
+FITS: dict[str, WayToFit] = {"attention": fit_attention, "fusion": fit_fusion}
 """Ways to fit by the name of the combiner."""
 
 

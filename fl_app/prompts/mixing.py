@@ -38,8 +38,9 @@ def mix(
     shapes = [{name: a.shape for name, a in member.head.items()} for member in members]
     if any(shape != shapes[0] for shape in shapes) or len({m.width for m in members}) != 1:
         raise PromptError("wrong-shape", "sources differ in width or head; project them first")
-    raw = np.asarray(scores, np.float64) / temperature
-    weights = np.exp(raw - raw.max())
+    raw = np.asarray(scores, np.float64)
+    with np.errstate(over="ignore"):  # -inf is right where the temperature is next to nothing
+        weights = np.exp((raw - raw.max()) / temperature)
     weights /= weights.sum()
     length = members[0].num_tokens if num_tokens is None else num_tokens
     prompts = [fit_length(member.prompt, length, how) for member in members]

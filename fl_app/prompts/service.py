@@ -15,7 +15,7 @@ import torch
 from fl_app.data.examples import Examples
 from fl_app.fomo.backbone import Backbone
 from fl_app.prompts.batched import Tensors, as_it_is, log_probabilities, tensors_of
-from fl_app.prompts.door import Door
+from fl_app.prompts.door import BestFile, Door, measured_by
 from fl_app.prompts.ensemble import COMBINERS, combine
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.hedge import (
@@ -34,7 +34,7 @@ WEIGHTED = "weighted"
 """The mixture with Hedge's weights; all other combiners weigh members alike."""
 _REMEMBERED = 1000
 _MAX_PROMPT_BYTES = 2**26
-_HEDGE = "hedge.json"
+_HEDGE, _DOOR = "hedge.json", "door.json"
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class EnsembleService:
         how: a key of ``COMBINERS``, or ``weighted``.
         eta: of Hedge, in (0, 1], where its bound for log loss holds.
         most: at most this many members answer, those with most weight; bounds the time of a query.
-        folder: where pool and weights are kept; None keeps them nowhere.
+        folder: where pool, weights and the door's memory are kept; None keeps them nowhere.
 
     Raises:
         PromptError: ``unknown-combiner``, ``bad-eta`` (also: not that of the weights kept in the
-            folder), ``bad-capacity``, or ``damaged`` weights.
+            folder), ``bad-capacity``, or ``damaged`` weights or memory of the door.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class EnsembleService:
         self._probe = None if probe_rows is None else task.encode(probe_rows)
         self._tensors = {m.content_hash: tensors_of(m) for m in pool.members}
         targets = [] if self._probe is None else self._probe.targets
-        self._door = Door(torch.tensor(targets), self._mixes)
+        self._door = Door(torch.tensor(targets), self._mixes, self._best_file())
         for name, tensors in self._tensors.items():
             self._hedge.join(name)
             if self._probe is not None:
@@ -246,6 +246,11 @@ class EnsembleService:
         if self._folder is not None:
             self._pool.save(self._folder)
             save_hedge(self._hedge, self._folder / _HEDGE)
+
+    def _best_file(self) -> BestFile | None:
+        if self._folder is None or self._probe is None:
+            return None
+        return BestFile(self._folder / _DOOR, measured_by(self._probe, self._how))
 
     @property
     def _mixes(self) -> str:

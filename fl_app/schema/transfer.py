@@ -57,8 +57,10 @@ class TransferPrompt(PromptConfig):
     most: int = 1
     """At most this many prompts are asked for; the gate takes the best of them."""
     mix_temperature: float | None = None
-    """tau > 0: where several prompts arrive, their mean weighted by softmax(score / tau) is on
-    trial as well; towards 0 it is the likest one, towards infinity the plain mean. null: none."""
+    """tau > 0: where several prompts arrive, their mean weighted by softmax(cosine / tau) is on
+    trial as well; towards 0 it is the likest one, towards infinity the plain mean. null: none. The
+    cosine is of the descriptors of what arrived and of the device's own prompt, for which the mean
+    prompt of all stands where it has none."""
     price_per_s: float = 0.1
     """Score units (a cosine) that a second on air costs when a source is chosen."""
     margin: float = 0.0

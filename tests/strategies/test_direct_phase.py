@@ -60,6 +60,7 @@ def _gather(
         ledger,
         1.0,
         2,
+        mixes=False,
     )
     phase = DirectPhase(
         tools,
@@ -160,7 +161,7 @@ def test_a_search_ends_at_somebody_who_was_asked_and_before_tuning() -> None:
     """Zero-shot use that does worse than the prompt of before is rolled back without tuning."""
     ends = ("passed", 2), ("zero-shot", 1), ("rolled-back", 1)
     for action, source in (("kept", NOBODY), *ends):
-        assert read_search(Report(action, source).to_payload(), [1, 2]).source == source
+        assert read_search(Report(action, source).to_payload(), {1, 2}).source == source
     for action, source in (("passed", 3), ("tuned", 1), ("kept", -2)):
         with pytest.raises(WireError, match="missing"):
-            read_search(Report(action, source).to_payload(), [1, 2])
+            read_search(Report(action, source).to_payload(), {1, 2})

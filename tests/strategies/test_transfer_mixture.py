@@ -1,5 +1,6 @@
 """Mixtures of the prompts that arrived stand at the gate like any other."""
 
+import dataclasses
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -10,12 +11,22 @@ from numpy.typing import NDArray
 from clients.prompt_choice import mixture
 from fl_app.config import load_config
 from fl_app.errors import ConfigError, WireError
+from fl_app.fomo.soft_prompt import PROMPT_NAME
+from fl_app.payload import Payload
 from fl_app.schema import TransferPrompt
-from fl_app.transfer_wire import MIXED, NOBODY, Report, read_search
+from fl_app.transfer_wire import MIXED, NOBODY, Report, may_name, read_search
 from strategies.transfer_book import TransferRecord, tuning_bytes
 from tests.federation_fixtures import Player
-from tests.gradient_fixtures import GradientPlayed, play
-from tests.transfer_fixtures import Seen, central_loss, device_rows, transfer_player, transfer_words
+from tests.gradient_fixtures import GradientPlayed, lying, on, play
+from tests.transfer_fixtures import (
+    NUM_DEVICES,
+    PHASE,
+    Seen,
+    central_loss,
+    device_rows,
+    transfer_player,
+    transfer_words,
+)
 
 __all__ = ["transfer_player"]
 _TAU = 0.05
@@ -29,15 +40,17 @@ def mixed(transfer_player: Player) -> Iterator[GradientPlayed]:
         yield play(transfer_player, *transfer_words(f"prompt.mix_temperature={_TAU}"))
 
 
-def _by_hand(played: GradientPlayed, device: int, asked: list[int]) -> NDArray[np.float32]:
+def _by_hand(
+    played: GradientPlayed, own: NDArray[np.float32], asked: list[int], tau: float = _TAU
+) -> NDArray[np.float32]:
     """softmax(cosine of the advertised means / tau), and the weighted mean in float64."""
     adverts, prompts = Seen(played).adverts(), Seen(played).prompts()
-    mine = adverts[device].descriptor.astype(np.float64)
+    mine = own.astype(np.float64)
     cosines = []
     for source in asked:
         theirs = adverts[source].descriptor.astype(np.float64)
         cosines.append(mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs))
-    weights = np.exp(np.array(cosines) / _TAU)
+    weights = np.exp(np.array(cosines) / tau)
     parts = np.array([prompts[source].prompt.astype(np.float64) for source in asked])
     return np.einsum("s,smd->md", weights / weights.sum(), parts).astype(np.float32)
 
@@ -49,7 +62,8 @@ def test_the_best_of_all_and_their_mixture_is_at_the_gate(mixed: GradientPlayed)
     for device, record in seen.records.items():
         encoded, rows = device_rows(mixed, device)
         candidates = {source: prompts[source].prompt for source in record["asked"]}
-        candidates[MIXED] = _by_hand(mixed, device, record["asked"])
+        own = seen.adverts()[device].descriptor
+        candidates[MIXED] = _by_hand(mixed, own, record["asked"])
         losses = {
             source: central_loss(mixed, adapter, prompt, encoded, rows.probe)
             for source, prompt in candidates.items()
@@ -72,7 +86,7 @@ def test_a_mixture_that_passes_is_used_and_booked(transfer_player: Player) -> No
         asked = record["asked"]
         assert len(asked) == 2
         encoded, rows = device_rows(played, device)
-        made = _by_hand(played, device, asked)
+        made = _by_hand(played, seen.adverts()[device].descriptor, asked)
         loss = central_loss(played, seen.adapter(), made, encoded, rows.validation)
         assert record["loss_candidate"] == pytest.approx(loss, abs=_F32)
         assert (record["is_mixed"], record["source"]) == (True, None)
@@ -83,8 +97,31 @@ def test_a_mixture_that_passes_is_used_and_booked(transfer_player: Player) -> No
     assert "zero-shot" in uses
 
 
-def test_what_a_mixture_had_cost_is_what_all_its_sources_had_cost() -> None:
-    record = TransferRecord(2, 0, asked=[3, 5])
+def test_a_device_that_joins_mixes_by_likeness_to_the_mean_prompt(transfer_player: Player) -> None:
+    """It has no prompt of its own, and the mean prompt stands for it: tau says something."""
+    words = ("prompt.rounds=null", "prompt.use=zero_shot", "federation.devices_per_round=4")
+    with patch("clients.transfer_worker.let_in", lambda losses, **_: len(losses) - 1):
+        played = play(transfer_player, *transfer_words(*words, f"prompt.mix_temperature={_TAU}"))
+    seen, gaps = Seen(played), []
+    own = seen.adapter()[PROMPT_NAME].mean(0)
+    for device, record in seen.records.items():
+        assert record["is_mixed"]
+        encoded, rows = device_rows(played, device)
+        losses = [
+            central_loss(played, seen.adapter(), made, encoded, rows.validation)
+            for made in (
+                _by_hand(played, own, record["asked"]),
+                _by_hand(played, own, record["asked"], tau=1e6),
+            )
+        ]
+        assert record["loss_candidate"] == pytest.approx(losses[0], abs=_F32)
+        gaps.append(abs(losses[0] - losses[1]))
+    assert max(gaps) > 10 * _F32
+
+
+def test_what_a_mixture_had_cost_is_what_all_that_came_had_cost() -> None:
+    """Device 4 was asked as well, and its prompt did not come."""
+    record = TransferRecord(2, 0, asked=[3, 4, 5], delivered=[3, 5])
     for source, wanted in ((3, [3]), (MIXED, [3, 5]), (NOBODY, [])):
         record.report = Report("passed", source)
         assert record.sources == wanted
@@ -94,13 +131,58 @@ def test_what_a_mixture_had_cost_is_what_all_its_sources_had_cost() -> None:
 
 
 def test_nobody_mixes_one_prompt() -> None:
-    """Neither a device does, nor is one believed."""
-    settings = TransferPrompt(most=2, mix_temperature=1.0)
-    assert mixture({4: np.ones((2, 3), np.float32)}, {}, None, settings) == {}
+    """Neither a device does, nor is one believed, nor is one where nobody mixes."""
+    settings, ones = TransferPrompt(most=2, mix_temperature=1.0), np.ones((2, 3), np.float32)
+    assert mixture({4: ones}, ones, settings) == {}
+    assert may_name([3, 5], mixes=True) == {3, 5, MIXED}
+    assert may_name([3, 5], mixes=False) == {3, 5}
+    assert may_name([3], mixes=True) == {3}
     report = Report("passed", MIXED).to_payload()
-    assert read_search(report, [3, 5]).source == MIXED
+    assert read_search(report, {3, 5, MIXED}).source == MIXED
     with pytest.raises(WireError, match="no end of a search"):
-        read_search(report, [3])
+        read_search(report, {3, 5})
+
+
+@pytest.mark.parametrize(
+    ("claimed", "tau", "silent"),
+    [(MIXED, "null", ()), (MIXED, _TAU, (0, 1, 2, 4, 5, 6)), (4, "null", (4,)), (4, _TAU, (4,))],
+    ids=["nobody mixes", "one prompt came", "it never came", "others came"],
+)
+def test_a_claim_of_what_cannot_be_costs_its_device_alone(
+    transfer_player: Player, claimed: int, tau: object, silent: tuple[int, ...]
+) -> None:
+    """Everybody asks everybody. The liar says it uses a mixture, or the prompt of who gave none."""
+    liar = 3
+
+    def lie(payload: Payload) -> Payload:
+        scalars = dict(payload.scalars) | {"action": "zero-shot", "source": claimed}
+        scalars |= {"loss_own": 1.0, "loss_candidate": 0.5}
+        return dataclasses.replace(payload, scalars=scalars)
+
+    lies = on("judge", lying(lie), devices=(liar,), rounds=(PHASE,))
+    hides = on(
+        "give",
+        lying(lambda payload: dataclasses.replace(payload, arrays={})),
+        devices=silent,
+        rounds=(PHASE,),
+    )
+    words = ("prompt.use=zero_shot", f"prompt.mix_temperature={tau}", "finetune.max_steps=2")
+    with patch("logging.Logger.warning"):
+        played = play(
+            transfer_player,
+            *transfer_words(*words),
+            spoil=lambda place, *both: (hides if place.kind == "give" else lies)(place, *both),
+        )
+    assert played.dropped(PHASE) == {"missing": [liar]}
+    for device, record in Seen(played).records.items():
+        came = set(record["asked"]) - set(silent)
+        assert len(record["asked"]) == NUM_DEVICES - 1
+        assert record["source"] in {None, *came}
+        if device == liar:
+            assert (record["action"], record["is_mixed"]) == ("kept", False)
+            assert record["retraining_bytes"] == 0
+        else:
+            assert record["loss_own"] is not None or not came
 
 
 @pytest.mark.parametrize("word", ["prompt.mix_temperature=0", "prompt.mix_temperature=1"])

@@ -1,6 +1,7 @@
 """A frozen model rebuilt from its checkpoint and what that lacks."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_file_from_before_lengths_were_kept_is_read(tmp_path: Path) -> None:
     path.write_bytes(save({}, {"deft-frozen/1": json.dumps(about)}))
     loaded = load_frozen(path)
     assert (loaded.labels, loaded.max_length) == (("a", "b"), None)
-    for wrong in (1, "long"):
+    for wrong in (1, "long", "12", math.inf, math.nan, 12.7, 12.0, True):
         path.write_bytes(save({}, {"deft-frozen/1": json.dumps({**about, "max_length": wrong})}))
         with pytest.raises(ModelError, match="copy it from the run again"):
             load_frozen(path)

@@ -1,17 +1,22 @@
 """The door of a service: a row of newcomers, and those who would answer with one."""
 
+import json
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fl_app.prompts.batched import log_probabilities, member_losses, tensors_of
-from fl_app.prompts.door import Door
+from fl_app.prompts.door import BestFile, Door, measured_by
 from fl_app.prompts.ensemble import combine
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.gate import MAX_DROP, blind_loss, probe, require_use
 from fl_app.prompts.packing import pack
 from fl_app.prompts.pool import Pool
 from fl_app.prompts.service import EnsembleService
+from fl_app.tasks import Encoded
 from tests.fixtures_models import TinyModels
 from tests.prompt_fixtures import CLASSES, easy_rows, fit_for, tuned_member
 
@@ -64,6 +69,75 @@ def test_newcomers_cost_a_point_altogether() -> None:
     assert set(reasons) == {"harms-ensemble"}
     # who takes nothing away is welcome all the same, though the best is out of reach
     door.require(_said(np.full(_ROWS, 0.97)), answering=names, beside=names, weights=None)
+
+
+def test_newcomers_cost_a_point_altogether_whatever_is_restarted(tmp_path: Path) -> None:
+    """A new door before every newcomer; without a file nearly all the accuracy they want goes."""
+    left = {}
+    for kept in (None, BestFile(tmp_path / "pool" / "door.json", "these rows")):
+        names, inside = ["honest"], [_said(np.full(_ROWS, 0.6))]
+        for i in range(_NEWCOMERS):
+            door = Door(_LABELS, "vote", kept)
+            for name, said in zip(names, inside, strict=True):
+                door.seat(name, said)
+            with suppress(PromptError):
+                door.require(_sly(i), answering=names, beside=names, weights=None)
+                names.append(str(i))
+                inside.append(_sly(i))
+        left[kept is None] = _accuracy(inside)
+    assert left[True] == pytest.approx(1 - _NEWCOMERS * _EACH / _ROWS)
+    assert 1 - MAX_DROP <= left[False] < 1
+
+
+def test_the_best_is_void_where_it_was_measured_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "door.json"
+    rows = Encoded([[1, 2], [3]], [0, 1], np.array([2, 1]))
+    key = measured_by(rows, "vote")
+    BestFile(path, key).save(0.75)
+    assert BestFile(path, key).load() == 0.75
+    assert [one.name for one in tmp_path.iterdir()] == ["door.json"]
+    turned = Encoded([[3], [1, 2]], [1, 0], np.array([1, 2]))
+    assert BestFile(path, measured_by(turned, "vote")).load() == 0.75
+    others = [
+        measured_by(rows, "mean"),
+        measured_by(Encoded([[1, 2], [4]], [0, 1], np.array([2, 1])), "vote"),
+        measured_by(Encoded([[1, 2], [3]], [1, 0], np.array([2, 1])), "vote"),
+        measured_by(Encoded([[1, 2]], [0], np.array([2])), "vote"),
+    ]
+    assert len({key, *others}) == 5
+    for other in others:
+        assert BestFile(path, other).load() == 0.0
+    assert BestFile(tmp_path / "none.json", key).load() == 0.0
+    for best in ("NaN", "2.0", "-0.5", "true", "null", '"0.5"'):
+        path.write_text(f'{{"measured_by": "{key}", "best": {best}}}')
+        with pytest.raises(PromptError, match=r"damaged.*delete the file"):
+            BestFile(path, key).load()
+    for text in ("", "[]", "{}", '{"measured_by": "a"}'):
+        path.write_text(text)
+        with pytest.raises(PromptError, match="damaged"):
+            Door(_LABELS, "vote", BestFile(path, key))
+
+
+def test_a_service_remembers_the_best_it_has_had(tiny: TinyModels, tmp_path: Path) -> None:
+    """In its folder, measured by brute force; a damaged file is named when it starts."""
+    backbone, task = tiny.load("bert", CLASSES), tiny.task("bert", CLASSES)
+    members, rows = [tuned_member(tiny, seed) for seed in range(2)], easy_rows(90, seed=50)
+    pool = Pool(fit_for(backbone), capacity=9)
+    pool.admit(members[0])
+    service = EnsembleService(
+        backbone, task, pool, probe_rows=rows, how="vote", folder=tmp_path / "pool"
+    )
+    with suppress(PromptError):
+        service.accept(pack(members[1]))
+    batch = task.batch(task.encode(rows), range(90))
+    with torch.inference_mode():
+        said = log_probabilities(backbone.model, [tensors_of(members[0])], batch)[0][0]
+    best = float((said.argmax(-1) == batch["labels"]).double().mean())
+    assert best > 0.5
+    assert json.loads((tmp_path / "pool" / "door.json").read_text())["best"] == best
+    (tmp_path / "pool" / "door.json").write_text("{}")
+    with pytest.raises(PromptError, match="damaged"):
+        EnsembleService(backbone, task, pool, probe_rows=rows, how="vote", folder=tmp_path / "pool")
 
 
 @pytest.mark.parametrize(

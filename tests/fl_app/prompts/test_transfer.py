@@ -198,6 +198,11 @@ def test_mixing_by_hand() -> None:
     np.testing.assert_allclose(mixed.prompt, wanted, rtol=1e-5)
     sharp = mix([one, other], [1.0, 0.0], card, temperature=1e-3)
     assert np.array_equal(sharp.prompt, one.prompt)
+    for tau in (1e-310, 5e-324):  # scores over it are beyond float64
+        assert np.array_equal(
+            mix([one, other], [0.1, 0.9], card, temperature=tau).prompt,
+            mix([other], [0.9], card, num_tokens=2).prompt,
+        )
     for members, scores, temperature in (([], [], 1.0), ([one], [1.0], 0.0)):
         with pytest.raises(PromptError):
             mix(members, scores, card, temperature=temperature)
