@@ -63,7 +63,7 @@ class JointAdapter:
     """
 
     def __init__(self, adapter: Adapter, num_members: int) -> None:
-        self._model, self._num_members = adapter.bare_model, num_members
+        self._model = adapter.bare_model
         joined = updates.join([adapter.read()] * num_members)
         self.parameters = {
             name: nn.Parameter(torch.from_numpy(joined[name].copy())) for name in sorted(joined)
