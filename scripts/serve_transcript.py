@@ -55,6 +55,10 @@ the labels and the tokens after which texts were cut); the service puts it into 
 `python -m scripts.serve_ensemble --pool outputs/latest/pool` (classes only: the pool of a language
 model is refused). Without that file, or with another checkpoint, all members are refused as
 `wrong-model`. What the service refuses at its start stays in the folder as it is.
+
+The folder also keeps the weights (`hedge.json`) and the best accuracy that the members have had on
+the probe rows (`door.json`): newcomers may cost a point of it altogether, whatever is restarted.
+Delete a file to start it anew.
 """
 _SECTIONS: Sequence[tuple[str, Sequence[str]]] = (
     (
