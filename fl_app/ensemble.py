@@ -10,9 +10,7 @@ import torch
 
 from fl_app import updates
 from fl_app.fomo.adapter import Adapter
-from fl_app.fomo.backbone import Backbone, head_modules
-from fl_app.fomo.frozen import frozen_of, save_frozen
-from fl_app.fomo.pooler import pooler_of
+from fl_app.fomo.backbone import Backbone
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptSpec, starting_prompt, token_table
 from fl_app.prompts.attentive import FITS, FitSettings
 from fl_app.prompts.batched import Tensors, tensors_of
@@ -21,7 +19,8 @@ from fl_app.prompts.errors import PromptError
 from fl_app.prompts.fit import fit_of
 from fl_app.prompts.measure import Measured, measure
 from fl_app.prompts.member import Card, Member, member_of
-from fl_app.prompts.pool import MODEL_FILE, Pool
+from fl_app.prompts.pool import Pool
+from fl_app.prompts.pool_model import save_pool_model
 from fl_app.prompts.public_rows import PublicRows, texts_at_once
 from fl_app.schema import (
     Config,
@@ -231,22 +230,14 @@ class Ensemble:
         }
 
     def save(self, folder: Path, adapter: Update) -> None:
-        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``.
-
-        With the pool goes what the model has and its checkpoint lacks, see ``fl_app.fomo.frozen``.
-        """
+        """Saves the pool below ``pool/``, and each member for PEFT below ``adapter/<index>/``."""
         self.pool(adapter)[0].save(folder / "pool")
-        model, pooler = self._backbone.model, None
-        if self._config.model.pooler != "checkpoint":
-            pooler = pooler_of(model)
-        frozen = frozen_of(
-            model,
-            heads=head_modules(model, self._backbone.task),
-            carried=() if pooler is None else (pooler,),
-            labels=self._backbone.labels,
+        save_pool_model(
+            folder / "pool",
+            self._backbone,
             max_length=self._config.model.max_length,
+            has_own_pooler=self._config.model.pooler != "checkpoint",
         )
-        save_frozen(frozen, folder / "pool" / MODEL_FILE)
         for j, part in enumerate(updates.split(adapter, self.num_members)):
             self._full.write(part)
             self._full.save(folder / "adapter" / str(j))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fl_app.prompts.attentive import FitSettings, Fitted, fit_fusion, heard
+from fl_app.prompts.attentive import FitSettings, Fitted, Heard, fit_fusion, hear
 from fl_app.prompts.batched import Tensors
 from fl_app.prompts.fit_or_mean import fit_or_mean
 from fl_app.prompts.public_rows import fitting_batches
@@ -30,20 +30,12 @@ class PublicFits:
     """
 
     def __init__(self, held: Prepared, members: Sequence[Tensors], seed: int) -> None:
-        self._model, self._members, self._seed = held.bench.full.bare_model, members, seed
-        self._batches = fitting_batches(held.bench.task, held.public, seed)
-        self._said = heard(self._model, members, self._batches)
+        batches = fitting_batches(held.bench.task, held.public, seed)
+        self._public, self._seed = hear(held.bench.full.bare_model, members, batches), seed
 
     def fitted(self, kind: str, window: Sequence[int]) -> Fitted:
         """Returns the fit of a kind to these members, or their mean, see ``fit_or_mean``."""
-        return fit_or_mean(
-            self._model,
-            [self._members[j] for j in window],
-            self._batches,
-            settings_of(kind),
-            seed=self._seed,
-            said=[said[list(window)] for said in self._said],
-        )
+        return fit_or_mean(self._public.of(window), settings_of(kind), self._seed)
 
 
 def fusion_seconds(held: Prepared, members: Sequence[Tensors], queries: Sequence[int]) -> float:
@@ -59,7 +51,7 @@ def fusion_seconds(held: Prepared, members: Sequence[Tensors], queries: Sequence
     """
     model, task, test = held.bench.full.bare_model, held.bench.task, held.bench.test
     batch = task.batch(test, queries[:1])
-    fitted = fit_fusion(model, members, [batch], settings_of("fusion"), seed=0)
+    fitted = fit_fusion(Heard(model, members, [batch], ()), settings_of("fusion"), 0)
     seconds = []
     with torch.inference_mode():
         for i in queries:

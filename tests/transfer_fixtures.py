@@ -26,6 +26,9 @@ from tests.gradient_fixtures import Exchanged, GradientPlayed, words_of
 NUM_DEVICES, PHASE = 8, 2
 HELD = 10
 """Probe rows of a device, and as many validation rows: a quarter of its 40."""
+LOSS_ROUNDING = 2e-5
+"""Losses of one model in two orders of float32 sums: a few hundred sums of numbers near 1, each off
+by 2^-24 at most."""
 WORDS = (
     "prompt=transfer",
     f"prompt.rounds=[{PHASE}]",

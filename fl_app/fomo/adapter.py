@@ -24,6 +24,7 @@ from fl_app.fomo.deep_prompt import DeepPrompts, DeepPromptSpec
 from fl_app.fomo.lora import LoraLayers, LoraSpec, a_drawn
 from fl_app.fomo.lora_insert import insert_lora
 from fl_app.fomo.own_format import save_own
+from fl_app.fomo.parameters import write_parameters
 from fl_app.fomo.soft_prompt import PROMPT_NAME, PromptedModel, PromptSpec
 from fl_app.fomo.unit_layers import UnitLayers
 from fl_app.layout.prefix import Layout, unit_axis
@@ -43,22 +44,6 @@ def is_head(name: str) -> bool:
     Heads have a learning rate of their own; all else shares the other one.
     """
     return unit_axis(name) is None and own_name(name) != PROMPT_NAME
-
-
-def write_parameters(parameters: Mapping[str, nn.Parameter], arrays: Update) -> None:
-    """Sets parameters by name.
-
-    Raises:
-        ModelError: names or shapes differ from theirs.
-    """
-    wanted = {name: tuple(p.shape) for name, p in parameters.items()}
-    given = {name: array.shape for name, array in arrays.items()}
-    if wanted != given:
-        differing = sorted(set(wanted.items()) ^ set(given.items()))[:4]
-        raise ModelError(f"adapter does not fit the model; first differences: {differing}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(arrays[name]))
 
 
 class Adapter:

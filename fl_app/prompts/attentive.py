@@ -7,8 +7,8 @@ is measured on holds the answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,54 +56,51 @@ class Fitted:
     failed: str | None = None
 
 
-class WayToFit(Protocol):
-    """A value of ``FITS``; arguments and errors as for ``fit_attention``."""
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a fit sees.
 
-    def __call__(
-        self,
-        model: Any,
-        members: Sequence[Tensors],
-        batches: Sequence[Batch],
-        settings: FitSettings,
-        *,
-        seed: int,
-        said: Sequence[torch.Tensor],
-    ) -> Fitted:
-        """Fits on public rows how members answer together."""
-        ...
-
-
-def heard(model: Any, members: Sequence[Tensors], batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Returns what members say of each batch, [k, N, classes] in nats; for fits, no gradient."""
-    with torch.no_grad():
-        return [log_probabilities(model, members, batch)[0] for batch in batches]
-
-
-def fit_attention(
-    model: Any,
-    members: Sequence[Tensors],
-    batches: Sequence[Batch],
-    settings: FitSettings,
-    *,
-    seed: int,
-    said: Sequence[torch.Tensor],
-) -> Fitted:
-    """Fits weights of each text for the mixture of the members' answers.
-
-    Args:
+    Attributes:
         model: the full model, not wrapped; frozen.
         members: k >= 1.
         batches: labelled texts nobody tunes on.
+        said: what the members say of each batch, [k, N, classes] in nats, without gradient.
+    """
+
+    model: Any
+    members: Sequence[Tensors]
+    batches: Sequence[Batch]
+    said: Sequence[torch.Tensor]
+
+    def of(self, window: Sequence[int]) -> "Heard":
+        """Returns the same of some of the members, by index."""
+        members = [self.members[j] for j in window]
+        said = [one[list(window)] for one in self.said]
+        return replace(self, members=members, said=said)
+
+
+def hear(model: Any, members: Sequence[Tensors], batches: Sequence[Batch]) -> Heard:
+    """Asks members once; they do not change while something is fitted to them."""
+    with torch.no_grad():
+        said = [log_probabilities(model, members, batch)[0] for batch in batches]
+    return Heard(model, members, batches, said)
+
+
+def fit_attention(public: Heard, settings: FitSettings, seed: int) -> Fitted:
+    """Fits weights of each text for the mixture of the members' answers.
+
+    Args:
+        public: members and texts.
         settings: of the fit.
         seed: draws starting values.
-        said: what the members say of each batch, see ``heard``; they do not change meanwhile.
 
     Raises:
         PromptError: ``not-finite`` loss, or a member has no finite answer.
     """
-    attention = _attention(members, settings, seed)
-    prompts = [member.prompt for member in members]
-    known = {id(batch): own for batch, own in zip(batches, said, strict=True)}
+    model, batches = public.model, public.batches
+    attention = _attention(public.members, settings, seed)
+    prompts = [member.prompt for member in public.members]
+    known = {id(batch): own for batch, own in zip(batches, public.said, strict=True)}
 
     def loss_of(batch: Batch) -> torch.Tensor:
         scores = attention.scores(pooled_texts(model, batch), prompts)
@@ -120,21 +117,13 @@ def fit_attention(
     return Fitted(_mean_weights(attention, model, prompts, batches), answer, tuple(losses))
 
 
-def fit_fusion(
-    model: Any,
-    members: Sequence[Tensors],
-    batches: Sequence[Batch],
-    settings: FitSettings,
-    *,
-    seed: int,
-    said: Sequence[torch.Tensor] = (),
-) -> Fitted:
+def fit_fusion(public: Heard, settings: FitSettings, seed: int) -> Fitted:
     """Fits the attention of mixed prompts, the prompt added to them, and the head behind them.
 
     The added prompt starts at 0, the head at the mean of the members'. Arguments and errors as for
-    ``fit_attention``; prompts are of one length (PromptError ``wrong-shape``), and ``said`` is not
-    read, since members do not answer here.
+    ``fit_attention``; prompts are of one length (PromptError ``wrong-shape``).
     """
+    model, members, batches = public.model, public.members, public.batches
     attention = _attention(members, settings, seed)
     prompts = [member.prompt for member in members]
     target = nn.Parameter(torch.zeros_like(prompts[0]))
@@ -160,7 +149,10 @@ def fit_fusion(
     return Fitted(_mean_weights(attention, model, prompts, batches), answer, tuple(losses))
 
 
-FITS: dict[str, WayToFit] = {"attention": fit_attention, "fusion": fit_fusion}
+FITS: dict[str, Callable[[Heard, FitSettings, int], Fitted]] = {
+    "attention": fit_attention,
+    "fusion": fit_fusion,
+}
 """Ways to fit by the name of the combiner."""
 
 

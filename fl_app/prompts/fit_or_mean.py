@@ -6,13 +6,12 @@ or a rate too large, costs the fit and not the run.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from fl_app.prompts.attentive import FITS, FitSettings, Fitted
-from fl_app.prompts.batched import Batch, Tensors
+from fl_app.prompts.attentive import FITS, FitSettings, Fitted, Heard
+from fl_app.prompts.batched import Batch
 from fl_app.prompts.ensemble import Combined, combine
 from fl_app.prompts.errors import PromptError
 from fl_app.prompts.screen import is_better
@@ -20,15 +19,7 @@ from fl_app.prompts.screen import is_better
 log = logging.getLogger("deft")
 
 
-def fit_or_mean(
-    model: Any,
-    members: Sequence[Tensors],
-    batches: Sequence[Batch],
-    settings: FitSettings,
-    *,
-    seed: int,
-    said: Sequence[torch.Tensor],
-) -> Fitted:
+def fit_or_mean(public: Heard, settings: FitSettings, seed: int) -> Fitted:
     """Fits, and takes the members' mean if the fit fails or the mean is better.
 
     Better is what ``screen.is_better`` says of right answers on the batches. The fit has seen
@@ -39,11 +30,11 @@ def fit_or_mean(
     """
     kind = settings.kind
     try:
-        found = FITS[kind](model, members, batches, settings, seed=seed, said=said)
-        _require_no_worse(found, model, batches, said)
+        found = FITS[kind](public, settings, seed)
+        _require_no_worse(found, public)
     except PromptError as error:
         log.warning("%s: %s; the mean answers instead, lower prompt.lr", kind, error)
-        return mean_instead(len(members), error.reason)
+        return mean_instead(len(public.members), error.reason)
     log.info("%s fitted: %.4f -> %.4f", kind, found.losses[0], found.losses[-1])
     return found
 
@@ -57,15 +48,13 @@ def mean_instead(num_members: int, failed: str) -> Fitted:
     return Fitted((1 / num_members,) * num_members, answer, (), failed)
 
 
-def _require_no_worse(
-    found: Fitted, model: Any, batches: Sequence[Batch], said: Sequence[torch.Tensor]
-) -> None:
+def _require_no_worse(found: Fitted, public: Heard) -> None:
     """Raises PromptError ``worse-than-mean``, or what stands in the way of an answer."""
     fit: list[torch.Tensor] = []
     mean: list[torch.Tensor] = []
     with torch.no_grad():
-        for batch, log_probs in zip(batches, said, strict=True):
-            fit.append(found.answer(model, batch, log_probs).classes == batch["labels"])
+        for batch, log_probs in zip(public.batches, public.said, strict=True):
+            fit.append(found.answer(public.model, batch, log_probs).classes == batch["labels"])
             mean.append(combine("mean", log_probs).classes == batch["labels"])
     by_fit, by_mean = torch.cat(fit).double(), torch.cat(mean).double()
     if is_better(by_mean, by_fit):

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fl_app import updates
-from fl_app.fomo.adapter import Adapter, write_parameters
+from fl_app.fomo.adapter import Adapter
+from fl_app.fomo.parameters import write_parameters
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.prompts.batched import Tensors, log_probabilities, member_losses
 from fl_app.prompts.ensemble import combine

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fl_app.prompts.attentive import FitSettings, Fitted, heard
+from fl_app.prompts.attentive import FitSettings, Fitted, hear
 from fl_app.prompts.batched import Batch, Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import exponential_weights
 from fl_app.prompts.errors import PromptError
@@ -113,13 +113,8 @@ class PublicRows:
         key = tuple(member.content_hash for member in members)
         if key not in self._fitted:
             batches = fitting_batches(self._task, self._rows, self._seed)
-            tensors = [tensors_of(member) for member in members]
-            said = heard(self._model, tensors, batches)
-            self._fitted = {
-                key: fit_or_mean(
-                    self._model, tensors, batches, self._fit, seed=self._seed, said=said
-                )
-            }
+            public = hear(self._model, [tensors_of(member) for member in members], batches)
+            self._fitted = {key: fit_or_mean(public, self._fit, self._seed)}
         return self._fitted[key]
 
     def _say(self, members: Sequence[Tensors]) -> Iterator[Said]:

@@ -13,7 +13,7 @@ from fl_app.client_app import app
 from fl_app.local_grid import LocalGrid
 from fl_app.material import load_material
 from fl_app.measures import measure
-from fl_app.prompts.attentive import FITS, FitSettings, heard
+from fl_app.prompts.attentive import FITS, FitSettings, hear
 from fl_app.prompts.batched import Tensors, log_probabilities
 from fl_app.prompts.errors import PromptError
 from fl_app.seeding import generator
@@ -66,8 +66,7 @@ def test_the_figure_is_that_of_a_fit_by_hand(player: Player, kind: str) -> None:
     batches = [bench.task.batch(public, rows[i : i + 32]) for i in range(0, len(rows), 32)]
     how = FitSettings(kind, lr=0.01, epochs=3, hidden=100)
     model = bench.full.bare_model
-    asked = heard(model, members, batches)
-    fitted = FITS[kind](model, members, batches, how, seed=bench.config.seed, said=asked)
+    fitted = FITS[kind](hear(model, members, batches), how, bench.config.seed)
     batch = bench.task.batch(bench.test, range(len(bench.test)))
     with torch.inference_mode():
         said = log_probabilities(model, members, batch)[0]

@@ -16,7 +16,7 @@ from fl_app.config import load_config
 from fl_app.ensemble import Ensemble, ensemble_of
 from fl_app.fomo.soft_prompt import PROMPT_NAME
 from fl_app.material import load_material
-from fl_app.prompts.attentive import FITS, FitSettings, heard
+from fl_app.prompts.attentive import FITS, FitSettings, hear
 from fl_app.prompts.batched import Tensors
 from fl_app.prompts.ensemble import Combined, combine, exponential_weights
 from fl_app.prompts.gate import MAX_DROP
@@ -147,11 +147,10 @@ def _honest_fit(bench: Bench, adapter: Update, public: Encoded, kind: EnsembleFi
     members = [Tensors(own.pop(PROMPT_NAME), own) for own in arrays]
     model, batches = bench.full.bare_model, fitting_batches(bench.task, public, bench.config.seed)
     how = FitSettings(kind.combiner, kind.lr, kind.epochs, kind.hidden)
-    said = heard(model, members, batches)
-    fitted = FITS[how.kind](model, members, batches, how, seed=bench.config.seed, said=said)
+    fitted = FITS[how.kind](hear(model, members, batches), how, bench.config.seed)
     batch = bench.task.batch(bench.test, range(len(bench.test)))
     with torch.inference_mode():
-        return fitted.answer(model, batch, heard(model, members, [batch])[0])
+        return fitted.answer(model, batch, hear(model, members, [batch]).said[0])
 
 
 def _honest_accuracy(bench: Bench, adapter: Update, public: Encoded, kind: EnsembleConfig) -> float:

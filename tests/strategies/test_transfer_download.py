@@ -21,6 +21,7 @@ from tests.fixtures_models import TinyModels
 from tests.gradient_fixtures import GRADIENT, GradientPlayed, equal_bits, play
 from tests.prompt_fixtures import CLASSES as CLASSES_TASK
 from tests.transfer_fixtures import (
+    LOSS_ROUNDING,
     NUM_DEVICES,
     PHASE,
     Seen,
@@ -32,8 +33,6 @@ from tests.transfer_fixtures import (
 
 __all__ = ["transfer_player"]
 _EVERY_CLASS = range(len(CLASSES))
-_F32 = 2e-5
-"""Losses of one model in two orders of float32 sums; a few hundred sums of numbers near 1."""
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +79,15 @@ def test_reported_losses_are_those_of_the_undivided_model(honest: GradientPlayed
         encoded, rows = device_rows(honest, device)
         for name, held in (("probe_own", rows.probe), ("loss_own", rows.validation)):
             loss = central_loss(honest, adapter, prompts[device].prompt, encoded, held)
-            assert record[name] == pytest.approx(loss, abs=_F32)
+            assert record[name] == pytest.approx(loss, abs=LOSS_ROUNDING)
         probes = {
             source: central_loss(honest, adapter, prompts[source].prompt, encoded, rows.probe)
             for source in record["asked"]
         }
         best = min(probes, key=lambda source: probes[source])
-        assert record["probe_candidate"] == pytest.approx(probes[best], abs=_F32)
+        assert record["probe_candidate"] == pytest.approx(probes[best], abs=LOSS_ROUNDING)
         loss = central_loss(honest, adapter, prompts[best].prompt, encoded, rows.validation)
-        assert record["loss_candidate"] == pytest.approx(loss, abs=_F32)
+        assert record["loss_candidate"] == pytest.approx(loss, abs=LOSS_ROUNDING)
         seen_by_tuning = [*_EVERY_CLASS, *(encoded.targets[row] for row in rows.tuned)]
         guessed = [
             seen_by_tuning.count(encoded.targets[row]) / len(seen_by_tuning) for row in rows.probe
@@ -126,10 +125,10 @@ def test_settling_compares_prompts_behind_one_head(honest: GradientPlayed) -> No
         encoded, rows = device_rows(honest, device)
         prompt = adapter[PROMPT_NAME] + updates[device][PROMPT_NAME]
         loss = central_loss(honest, adapter, prompt, encoded, rows.validation)
-        assert record["loss_tuned"] == pytest.approx(loss, abs=_F32)
+        assert record["loss_tuned"] == pytest.approx(loss, abs=LOSS_ROUNDING)
         candidate = seen.prompts()[record["source"]].prompt
         loss = central_loss(honest, adapter, candidate, encoded, rows.validation)
-        assert record["loss_candidate"] == pytest.approx(loss, abs=_F32)
+        assert record["loss_candidate"] == pytest.approx(loss, abs=LOSS_ROUNDING)
         settled += 1
     assert settled > 1
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fl_app.prompts.attention import PromptAttention, pooled_texts
-from fl_app.prompts.attentive import FITS, FitSettings, fit_attention, fit_fusion, heard
+from fl_app.prompts.attentive import FITS, FitSettings, fit_attention, fit_fusion, hear
 from fl_app.prompts.batched import Tensors, log_probabilities, tensors_of
 from fl_app.prompts.ensemble import combine, scored_mixture
 from fl_app.prompts.public_rows import PublicRows
@@ -40,8 +40,7 @@ def test_texts_are_told_apart_where_members_cannot(tiny: TinyModels, kind: str) 
     model, members = tiny.load("bert", CLASSES).model, _stubborn(tiny)
     frozen = state_bytes(model)
     batches = _batches(tiny, 96, 0)
-    said = heard(model, members, batches)
-    found = FITS[kind](model, members, batches, _HOW, seed=1, said=said)
+    found = FITS[kind](hear(model, members, batches), _HOW, 1)
     assert found.losses[-1] < found.losses[0] / 2
     assert sum(found.weights) == pytest.approx(1)
     hits, total = {"fitted": 0.0, "mean": 0.0}, 0
@@ -71,8 +70,7 @@ def test_attention_mixes_answers_text_by_text(tiny: TinyModels) -> None:
     fit = fit_for(tiny.load("bert", CLASSES))
     members = [tensors_of(drawn_member(fit, m, m, with_head=True)) for m in (2, 5, 3)]
     (batch,) = _batches(tiny, 12, 3)
-    known = heard(model, members, [batch])
-    found = fit_attention(model, members, [batch], _one_step("attention"), seed=4, said=known)
+    found = fit_attention(hear(model, members, [batch]), _one_step("attention"), 4)
     attention = _fresh(members, 4)
     with torch.inference_mode():
         said = log_probabilities(model, members, batch)[0]
@@ -91,7 +89,7 @@ def test_fusion_is_one_prompt_for_each_text(tiny: TinyModels) -> None:
     drawn = [drawn_member(fit, 4, seed, with_head=True) for seed in range(3)]
     members = [tensors_of(member) for member in drawn]
     (batch,) = _batches(tiny, 6, 3)
-    found = fit_fusion(backbone.model, members, [batch], _one_step("fusion"), seed=4)
+    found = fit_fusion(hear(backbone.model, members, [batch]), _one_step("fusion"), 4)
     with torch.inference_mode():
         weights = _fresh(members, 4)(
             pooled_texts(backbone.model, batch), [m.prompt for m in members]

@@ -1,11 +1,12 @@
 """Hostile prompts among those an attention or a fusion is fitted to, as a server has them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fl_app.prompts.attentive import FITS, FitSettings, heard
+from fl_app.prompts.attentive import FITS, FitSettings, hear
 from fl_app.prompts.batched import tensors_of
 from fl_app.prompts.ensemble import combine
 from fl_app.prompts.errors import PromptError
@@ -70,17 +71,17 @@ def test_the_mean_answers_where_a_fit_is_worse(world: World, kind: str) -> None:
     members = [tensors_of(member) for member in (world.flipped, *world.honest)]
     rows = world.task.encode(easy_rows(_PUBLIC, 40))
     batches = fitting_batches(world.task, rows, 2)
-    said = heard(world.model, members, batches)
+    public = hear(world.model, members, batches)
     turned = [{**batch, "labels": (batch["labels"] + 1) % 3} for batch in batches]
     how = _HOW[kind]
-    wrong = FITS[kind](world.model, members, turned, how, seed=3, said=said)
+    wrong = FITS[kind](replace(public, batches=turned), how, 3)
     fits = dict.fromkeys([kind], lambda *_args, **_kwargs: wrong)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fl_app.prompts.fit_or_mean.FITS", fits)
-        found = fit_or_mean(world.model, members, batches, how, seed=3, said=said)
+        found = fit_or_mean(public, how, 3)
     assert (found.failed, found.weights) == ("worse-than-mean", (0.25,) * 4)
     torch.testing.assert_close(
-        found.answer(None, {}, said[0]).log_probs, combine("mean", said[0]).log_probs
+        found.answer(None, {}, public.said[0]).log_probs, combine("mean", public.said[0]).log_probs
     )
-    kept = fit_or_mean(world.model, members, batches, how, seed=3, said=said)
+    kept = fit_or_mean(public, how, 3)
     assert kept.failed is None
